@@ -1,1 +1,1 @@
-"""placeholder"""
+"""Agents: observation in, action out. Read `base` first."""

@@ -1,1 +1,1 @@
-
+"""Engines behind `agents.base.LanguageModel`."""

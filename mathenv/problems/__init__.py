@@ -1,0 +1,103 @@
+"""Problems: `load_problems("gsm8k")`, `load_problems("my.jsonl")`, or your own sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mathenv.errors import ConfigError, DataError
+from mathenv.problems import gsm8k, math, words
+from mathenv.problems.base import (
+    ProblemSource,
+    find_source,
+    problem_sources,
+    register_problems,
+    require_distinct_ids,
+    select,
+)
+from mathenv.problems.jsonl import load_jsonl
+from mathenv.types import Problem
+
+__all__ = [
+    "ProblemSource",
+    "find_source",
+    "gsm8k",
+    "load_jsonl",
+    "load_problems",
+    "math",
+    "problem_sources",
+    "register_problems",
+    "require_distinct_ids",
+    "select",
+]
+
+WORDS_COUNT = 1000  # `words` never ends: what a split holds when no limit is given
+
+
+def _register_words(name: str, ood: bool) -> None:
+    @register_problems(name)
+    def load(
+        split: str, *, data: Path | None = None, limit: int | None = None, seed: int = 0
+    ) -> Sequence[Problem]:
+        if data is not None:
+            raise ConfigError(f"{name} generates its problems: leave out data=")
+        return words.load(split, count=limit or WORDS_COUNT, seed=seed, ood=ood)
+
+
+_register_words("words", ood=False)
+_register_words("words_ood", ood=True)
+
+
+def load_problems(
+    spec: str | Path | Sequence[Problem],
+    split: str = "test",
+    *,
+    data: str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> tuple[Problem, ...]:
+    """Load one split of problems.
+
+    `spec` is a registered name (see `problem_sources`), the path of a .jsonl file or of a
+    folder with `<split>.jsonl`, or problems at hand. `data` is a local file or folder with
+    the rows of a named source; without it, published data sets come from the Hugging Face
+    hub (extra `data`). `limit` keeps that many problems, drawn with `seed`, in order.
+
+    Raises `ConfigError` for wrong arguments or missing data, `DataError` for a bad row.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit must be at least 1, not {limit}: leave it out for all problems")
+    problems = tuple(_load(spec, split, None if data is None else Path(data), limit, seed))
+    if not problems:
+        raise DataError(f"{_name(spec)} has no problem in split {split!r}")
+    require_distinct_ids(problems)
+    return select(problems, limit, seed)
+
+
+def _load(
+    spec: str | Path | Sequence[Problem],
+    split: str,
+    data: Path | None,
+    limit: int | None,
+    seed: int,
+) -> Sequence[Problem]:
+    if not isinstance(spec, str | Path):
+        wrong = next((item for item in spec if not isinstance(item, Problem)), None)
+        if wrong is not None:
+            raise ConfigError(f"expected Problem values, found {type(wrong).__name__}")
+        return spec
+    if _is_path(spec):
+        if data is not None:
+            raise ConfigError(f"{spec} is a path already: leave out data=")
+        return load_jsonl(Path(spec), split)
+    return tuple(find_source(str(spec))(split, data=data, limit=limit, seed=seed))
+
+
+def _is_path(spec: str | Path) -> bool:
+    if isinstance(spec, Path) or spec.endswith(".jsonl") or "/" in spec:
+        return True
+    return spec not in problem_sources() and Path(spec).exists()
+
+
+def _name(spec: str | Path | Sequence[Problem]) -> str:
+    return str(spec) if isinstance(spec, str | Path) else "the given sequence"

@@ -1,0 +1,268 @@
+"""Hugging Face `transformers` as an engine: any causal LM folder or hub id.
+
+Requests are answered in batches with a KV cache. A batch starts when every open session
+waits for an answer (or `max_batch` of them do), so its make-up depends on the episodes
+alone and never on timing: one seed gives one result. Each request has a random stream
+of its own, so a sample does not depend on what it was batched with, except through the
+last bits of floating-point sums.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from agents.base import Completion, CompletionRequest
+from mathenv.errors import ConfigError, InfraError
+from mathenv.types import FinishReason
+
+_STOP_WINDOW = 32  # tokens looked at for a stop string; longer than any stop string
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """Load a tokenizer from a folder or hub id, with an error that says what to do."""
+    _check_folder(path)
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot load a tokenizer from {path}: {error}") from error
+
+
+def load_causal_lm(path: str | Path, *, dtype: str = "float32", device: str = "cpu") -> Any:
+    """Load a causal LM from a folder or hub id in evaluation mode."""
+    _check_folder(path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot load a causal language model from {path}: {error}") from error
+    return model.to(device).eval()
+
+
+def _check_folder(path: str | Path) -> None:
+    folder = Path(path)
+    looks_local = folder.is_absolute() or str(path).startswith((".", "~"))
+    if (looks_local or folder.exists()) and not (folder / "config.json").exists():
+        raise ConfigError(f"{path} is not a model folder: it has no config.json")
+
+
+class TransformersModel:
+    """Engine over an in-process model; implements `agents.base.LanguageModel`.
+
+    Args:
+        model: a loaded causal LM.
+        tokenizer: its tokenizer (used for stop strings only).
+        max_batch: requests decoded together at most; memory grows with it.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str, max_batch: int = 128) -> None:
+        self._lm = model
+        self._tokenizer = tokenizer
+        self._name = name
+        self._max_batch = max_batch
+        self._open = 0
+        self._waiting: list[_Waiting] = []
+        self._busy = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="transformers-engine")
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+        max_batch: int = 128,
+    ) -> TransformersModel:
+        """Load a folder or hub id."""
+        model = load_causal_lm(path, dtype=dtype, device=device)
+        return cls(model, load_tokenizer(path), name=name or str(path), max_batch=max_batch)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[_Session]:
+        self._open += 1
+        try:
+            yield _Session(self)
+        finally:
+            self._open -= 1
+            self._start_batch_if_ready()
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        """Queue a request and wait for its batch."""
+        if not request.ids or request.max_new_tokens < 1:
+            raise ConfigError("a completion needs a non-empty prompt and max_new_tokens >= 1")
+        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(request, future))
+        self._start_batch_if_ready()
+        return await future
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+
+    def _start_batch_if_ready(self) -> None:
+        ready = len(self._waiting) >= min(self._open, self._max_batch)
+        if self._busy or not self._waiting or not ready:
+            return
+        # Sorted, because arrival order depends on how fast each interpreter answered.
+        self._waiting.sort(key=lambda w: (len(w.request.ids), w.request.ids, w.request.seed))
+        batch, self._waiting = self._waiting[: self._max_batch], self._waiting[self._max_batch :]
+        self._busy = True
+        asyncio.get_running_loop().create_task(self._run(batch))
+
+    async def _run(self, batch: list[_Waiting]) -> None:
+        loop = asyncio.get_running_loop()
+        requests = [w.request for w in batch]
+        try:
+            completions = await loop.run_in_executor(self._thread, self.generate, requests)
+        except Exception as error:
+            for waiting in batch:
+                if not waiting.future.done():
+                    waiting.future.set_exception(InfraError(f"{self._name}: {error}"))
+        else:
+            for waiting, completion in zip(batch, completions, strict=True):
+                if not waiting.future.done():
+                    waiting.future.set_result(completion)
+        finally:
+            self._busy = False
+            self._start_batch_if_ready()
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        """Decode a batch. Blocking; the asynchronous way is `complete`."""
+        batch = _Batch(self._lm, requests)
+        while batch.rows:
+            batch.step(self._stop_string_hit)
+        return [row.completion() for row in batch.all_rows]
+
+    def _stop_string_hit(self, row: _Row) -> bool:
+        if not row.request.stop_strings:
+            return False
+        tail = self._tokenizer.decode(row.ids[-_STOP_WINDOW:], clean_up_tokenization_spaces=False)
+        return any(stop in tail for stop in row.request.stop_strings)
+
+
+class _Session:
+    def __init__(self, engine: TransformersModel) -> None:
+        self._engine = engine
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        return await self._engine.complete(request)
+
+
+@dataclass(eq=False)
+class _Waiting:
+    request: CompletionRequest
+    future: asyncio.Future[Completion]
+
+
+@dataclass(eq=False)
+class _Row:
+    request: CompletionRequest
+    uniforms: torch.Tensor  # one number in [0, 1) per possible token
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish: FinishReason = FinishReason.LENGTH
+
+    def completion(self) -> Completion:
+        return Completion(tuple(self.ids), tuple(self.logprobs), self.finish)
+
+
+class _Batch:
+    """Left-padded rows that leave as they finish."""
+
+    def __init__(self, model: Any, requests: Sequence[CompletionRequest]) -> None:
+        self._model = model
+        self.all_rows = [_new_row(request) for request in requests]
+        self.rows = list(self.all_rows)
+        self._cache = DynamicCache(config=model.config)
+        longest = max(len(r.ids) for r in requests)
+        padded = [[0] * (longest - len(r.ids)) + list(r.ids) for r in requests]
+        kept = [[0] * (longest - len(r.ids)) + [1] * len(r.ids) for r in requests]
+        self._tokens = torch.tensor(padded, device=model.device)
+        self._mask = torch.tensor(kept, device=model.device)
+
+    def step(self, stop_string_hit: Any) -> None:
+        """Sample one token for every row that is still running."""
+        positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -self._tokens.shape[1] :]
+        logits = self._model(
+            input_ids=self._tokens,
+            attention_mask=self._mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1].float()
+        tokens, logprobs = _sample(logits, self.rows)
+        running = []
+        for index, (row, token, logprob) in enumerate(
+            zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=True)
+        ):
+            row.ids.append(token)
+            row.logprobs.append(logprob)
+            if token in row.request.stop_ids:
+                row.finish = FinishReason.STOP
+            elif stop_string_hit(row):
+                row.finish = FinishReason.STOP_STRING
+            elif len(row.ids) < row.request.max_new_tokens:
+                running.append(index)
+        self._advance(tokens, running)
+
+    def _advance(self, tokens: torch.Tensor, running: list[int]) -> None:
+        if len(running) < len(self.rows):
+            self.rows = [self.rows[i] for i in running]
+            if not running:
+                return
+            index = torch.tensor(running, device=tokens.device)
+            self._cache.batch_select_indices(index)
+            tokens, self._mask = tokens[index], self._mask[index]
+        self._tokens = tokens[:, None]
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(running), 1)], dim=1)
+
+
+def _new_row(request: CompletionRequest) -> _Row:
+    generator = torch.Generator().manual_seed(request.seed)
+    return _Row(request, torch.rand(request.max_new_tokens, generator=generator, dtype=torch.double))
+
+
+def _sample(logits: torch.Tensor, rows: Sequence[_Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return one token per row and its log-probability at temperature 1. Shapes: (rows,)."""
+    logprobs = logits.log_softmax(-1)
+    tokens = logits.argmax(-1)
+    warm = [i for i, row in enumerate(rows) if row.request.temperature > 0]
+    if warm:
+        temperature = torch.tensor([rows[i].request.temperature for i in warm])
+        uniform = torch.stack([rows[i].uniforms[len(rows[i].ids)] for i in warm])
+        top_p = torch.tensor([rows[i].request.top_p for i in warm], dtype=torch.double)
+        device = logits.device
+        probs = (logits[warm] / temperature.to(device)[:, None]).double().softmax(-1)
+        if bool((top_p < 1).any()):
+            probs = _nucleus(probs, top_p.to(device))
+        tokens[warm] = _inverse_cdf(probs, uniform.to(device))
+    return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+
+
+def _inverse_cdf(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    cumulative = probs.cumsum(-1)
+    target = (uniform * cumulative[:, -1]).clamp(max=math.nextafter(1.0, 0.0))
+    picked = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+    return picked.clamp(max=probs.shape[-1] - 1)
+
+
+def _nucleus(probs: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    ordered, order = probs.sort(-1, descending=True)
+    # Keep the tokens before which less than top_p has been collected: at least one.
+    ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p[:, None], 0.0)
+    return torch.zeros_like(probs).scatter(-1, order, ordered)

@@ -1,0 +1,72 @@
+"""Checkpoints: Hugging Face folders that appear whole or not at all.
+
+A folder is written beside its place and renamed into it, so a checkpoint that exists is
+complete. `trainer.pt` beside the weights holds what a resumed run needs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mathenv.errors import DataError
+
+_STATE = "trainer.pt"
+_MANIFEST = "manifest.json"
+
+
+def save_checkpoint(
+    path: Path,
+    model: Any,
+    tokenizer: Any,
+    manifest: dict[str, Any],
+    state: dict[str, Any] | None = None,
+) -> None:
+    """Write weights, tokenizer, manifest and optionally the trainer's state, atomically."""
+    partial = path.with_name(f".{path.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    if state is not None:
+        torch.save(state, partial / _STATE)
+    if path.exists():
+        shutil.rmtree(path)
+    partial.rename(path)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Return the trainer's state of a checkpoint.
+
+    Raises:
+        DataError: the checkpoint cannot be resumed from.
+    """
+    file = path / _STATE
+    if not file.exists():
+        raise DataError(f"{path} holds no {_STATE}: it is a finished policy, not a resume point")
+    state: dict[str, Any] = torch.load(file, weights_only=True)
+    return state
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's manifest, empty where another tool wrote the folder."""
+    file = path / _MANIFEST
+    manifest: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return manifest
+
+
+def drop_state(path: Path) -> None:
+    """Forget the optimizer state of a checkpoint that will not be resumed from."""
+    (path / _STATE).unlink(missing_ok=True)
+
+
+def step_folders(folder: Path) -> list[tuple[int, Path]]:
+    """Return (step, path) of the complete `step-N` checkpoints in a folder, in order."""
+    found = [(int(p.name.removeprefix("step-")), p) for p in folder.glob("step-*") if p.is_dir()]
+    return sorted(found)

@@ -1,0 +1,191 @@
+"""Trajectories to training samples: pure, seeded, with provenance and counts.
+
+Nothing is guessed from text: which tokens are trained comes from the spans recorded at
+sampling. Episodes in which machinery failed enter nothing (`Trajectory.counts`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+
+from mathenv.errors import TrainingError
+from mathenv.types import ExecutionStatus, SpanKind, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One token sequence and the positions trained on. `ids` and `mask` have one length.
+
+    `mask[t]` is True where token `t` is a target: its log-probability given all tokens
+    before it counts.
+    """
+
+    key: str
+    ids: tuple[int, ...]
+    mask: tuple[bool, ...]
+
+    @property
+    def targets(self) -> int:
+        return sum(self.mask)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What a loss sees as one unit: a demonstration (1 sample) or a pair (chosen, rejected)."""
+
+    samples: tuple[Sample, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(s.ids) for s in self.samples)
+
+    @property
+    def targets(self) -> int:
+        return sum(s.targets for s in self.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class PairRules:
+    """Which trajectories may be paired. Defaults are the paper's (section 3.1).
+
+    `per_problem` pairs at most, no trajectory twice; `drop_error_winners` removes
+    winners whose last interpreter answer was an error; sequences of more than
+    `max_tokens` are dropped from both sides.
+    """
+
+    per_problem: int = 1
+    drop_error_winners: bool = True
+    max_tokens: int = 2048
+
+
+@dataclass(slots=True)
+class Selection:
+    """How many problems and trajectories a selection used and why others were left out."""
+
+    problems: int = 0
+    problems_used: int = 0
+    all_right: int = 0
+    all_wrong: int = 0
+    trajectories: int = 0
+    excluded_infra: int = 0
+    excluded_long: int = 0
+    excluded_error_winner: int = 0
+    examples: int = 0
+    provenance: list[dict[str, str]] = field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        return {k: v for k, v in asdict(self).items() if k != "provenance"}
+
+
+def action_sample(trajectory: Trajectory) -> Sample:
+    """Mask of the multi-turn learners: the model's own tokens, all turns, nothing else.
+
+    Raises:
+        TrainingError: no tokens were recorded, or none was sampled.
+    """
+    record = trajectory.tokens
+    if record is None:
+        raise TrainingError(f"{trajectory.key}: no tokens were recorded, so it cannot be trained on")
+    return _checked(Sample(trajectory.key, record.ids, record.action_mask))
+
+
+def completion_sample(trajectory: Trajectory) -> Sample:
+    """Mask of the single-turn baselines: everything after the prompt, observations too.
+
+    What follows the last sampled token is left out, as a completion ends with the model.
+    """
+    record = trajectory.tokens
+    if record is None:
+        raise TrainingError(f"{trajectory.key}: no tokens were recorded, so it cannot be trained on")
+    last = max((s.end for s in record.spans if s.kind is SpanKind.SAMPLED), default=0)
+    first = record.prompt_length
+    mask = tuple(first <= t < last for t in range(len(record.ids)))
+    return _checked(Sample(trajectory.key, record.ids, mask))
+
+
+def _checked(sample: Sample) -> Sample:
+    if len(sample.ids) != len(sample.mask):
+        raise TrainingError(f"{sample.key}: mask and tokens differ in length")
+    if not any(sample.mask):
+        raise TrainingError(f"{sample.key}: the mask is empty, nothing would be trained")
+    if sample.mask[0]:
+        raise TrainingError(f"{sample.key}: the first token has nothing before it to predict it")
+    return sample
+
+
+def preference_pairs(
+    trajectories: Iterable[Trajectory], rules: PairRules, *, seed: int
+) -> tuple[list[tuple[Trajectory, Trajectory]], Selection]:
+    """Return (winner, loser) pairs of the same problem, and the counts.
+
+    Problems whose usable trajectories are all right or all wrong give no pair. Winners
+    and losers are matched at random, reproducibly for a seed and a set of trajectories,
+    whatever order they come in.
+    """
+    report = Selection()
+    pairs: list[tuple[Trajectory, Trajectory]] = []
+    for problem_id, group in _by_problem(trajectories, rules, report).items():
+        winners = [t for t in group if t.grade.correct]
+        losers = [t for t in group if not t.grade.correct]
+        if rules.drop_error_winners:
+            kept = [t for t in winners if not _ends_in_error(t)]
+            report.excluded_error_winner += len(winners) - len(kept)
+            winners = kept
+        report.all_right += bool(winners) and not losers
+        report.all_wrong += not winners
+        rng = random.Random(f"{seed}/{problem_id}")
+        rng.shuffle(winners)
+        rng.shuffle(losers)
+        matched = list(zip(winners, losers, strict=False))[: rules.per_problem]
+        report.problems_used += bool(matched)
+        pairs += matched
+    report.examples = len(pairs)
+    report.provenance = [{"chosen": w.key, "rejected": r.key} for w, r in pairs]
+    return pairs, report
+
+
+def winners(
+    trajectories: Iterable[Trajectory], rules: PairRules, *, seed: int
+) -> tuple[list[Trajectory], Selection]:
+    """Return up to `per_problem` distinct correct trajectories per problem (RAFT, k = 1)."""
+    report = Selection()
+    chosen: list[Trajectory] = []
+    for problem_id, group in _by_problem(trajectories, rules, report).items():
+        distinct: dict[tuple[str, ...], Trajectory] = {}
+        for trajectory in group:
+            if trajectory.grade.correct:
+                distinct.setdefault(tuple(t.action for t in trajectory.turns), trajectory)
+        right = list(distinct.values())
+        report.all_wrong += not right
+        random.Random(f"{seed}/{problem_id}").shuffle(right)
+        report.problems_used += bool(right)
+        chosen += right[: rules.per_problem]
+    report.examples = len(chosen)
+    report.provenance = [{"chosen": t.key} for t in chosen]
+    return chosen, report
+
+
+def _by_problem(
+    trajectories: Iterable[Trajectory], rules: PairRules, report: Selection
+) -> dict[str, list[Trajectory]]:
+    groups: dict[str, list[Trajectory]] = {}
+    for trajectory in sorted(trajectories, key=lambda t: t.key):
+        report.trajectories += 1
+        group = groups.setdefault(trajectory.problem.id, [])
+        if not trajectory.counts:
+            report.excluded_infra += 1
+        elif trajectory.tokens and len(trajectory.tokens.ids) > rules.max_tokens:
+            report.excluded_long += 1
+        elif trajectory.turns:
+            group.append(trajectory)
+    report.problems = len(groups)
+    return groups
+
+
+def _ends_in_error(trajectory: Trajectory) -> bool:
+    executions: Sequence[ExecutionStatus] = [
+        t.execution.status for t in trajectory.turns if t.execution is not None
+    ]
+    return bool(executions) and executions[-1] is not ExecutionStatus.OK

@@ -1,0 +1,245 @@
+"""The training loop: examples and a learner in, `step-N` checkpoint folders out.
+
+Deterministic for a seed and a number of threads. Killed at any moment and started again
+it goes on from the last complete checkpoint and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.models.transformers import load_causal_lm, load_tokenizer
+from learners.checkpoint import load_state, save_checkpoint, step_folders
+from learners.learner import Learner
+from learners.logprobs import micro_batches, reference_logps, summed_logps
+from learners.preferences import Example, Sample
+from mathenv.errors import TrainingError
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """How one stage trains.
+
+    Args:
+        lr: peak learning rate of AdamW.
+        epochs: passes over the examples (paper: 1 for preference learning).
+        batch_size: examples (pairs, or demonstrations) per optimizer step.
+        warmup: share of the steps in which the rate rises linearly.
+        schedule: what follows the warm-up: "constant", "linear" or "cosine" to zero.
+        token_budget: padded tokens per forward pass; memory grows with it.
+        checkpoints: how many checkpoints to keep, evenly spaced, the last step included.
+        betas: AdamW's decay rates of the first and second moment.
+    """
+
+    lr: float = 1e-5
+    epochs: int = 1
+    batch_size: int = 32
+    warmup: float = 0.1
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    token_budget: int = 8192
+    checkpoints: int = 3
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One run of the loop: from `policy`, against `reference`, into `out`."""
+
+    policy: Path
+    out: Path
+    reference: Path | None = None
+    seed: int = 0
+
+
+def train(
+    learner: Learner,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    stage: Stage,
+    *,
+    on_step: Callable[[int, int, Metrics], None] | None = None,
+) -> list[Path]:
+    """Train and return the checkpoint folders, first to last.
+
+    Raises:
+        TrainingError: no examples, a missing reference, or a loss that is not finite.
+    """
+    if not examples:
+        raise TrainingError(
+            f"{learner.name} has nothing to train on: no problem had both a right and a wrong "
+            "answer (or, for SFT and RAFT, a right one). Sample more, or change the difficulty."
+        )
+    # Reads of other threads' progress are not needed: one process, one device.
+    data_hash = _hash(examples)
+    steps = math.ceil(len(examples) / config.batch_size) * config.epochs
+    run = _Run(learner, config, stage, steps, data_hash)
+    reference = run.reference(examples)
+    saves = _save_steps(steps, config.checkpoints)
+    plan = list(_batches(examples, config, stage.seed))
+    for step in range(run.done + 1, steps + 1):
+        metrics = run.step(step, plan[step - 1], reference)
+        run.log(step, metrics)
+        if on_step is not None:
+            on_step(step, steps, metrics)
+        if step in saves:
+            run.save(step)
+    return [path for _, path in step_folders(stage.out)]
+
+
+class _Run:
+    """The state of one stage: model, optimizer and how far it got."""
+
+    def __init__(
+        self, learner: Learner, config: TrainConfig, stage: Stage, steps: int, data_hash: str
+    ) -> None:
+        self._learner, self._config, self._stage, self._steps = learner, config, stage, steps
+        self._manifest = {
+            "learner": learner.name,
+            "config": json.loads(json.dumps(asdict(config))),
+            "policy": stage.policy.name,
+            "seed": stage.seed,
+            "steps": steps,
+            "data": data_hash,
+        }
+        stage.out.mkdir(parents=True, exist_ok=True)
+        finished = step_folders(stage.out)
+        self.done = finished[-1][0] if finished else 0
+        source = finished[-1][1] if finished else stage.policy
+        self._model = load_causal_lm(source)
+        self._tokenizer = load_tokenizer(source)
+        self._optimizer = torch.optim.AdamW(
+            self._model.parameters(),
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+        )
+        if finished:
+            self._resume(source)
+        self._trim_log()
+
+    def _resume(self, source: Path) -> None:
+        state = load_state(source)
+        if state["manifest"] != self._manifest:
+            raise TrainingError(
+                f"{self._stage.out} was trained with other data or settings; "
+                "remove the folder or start a new run folder"
+            )
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def reference(self, examples: Sequence[Example]) -> dict[Sample, float] | None:
+        """Log-probs of the reference model, computed once before the first step."""
+        if not self._learner.uses_reference:
+            return None
+        if self._stage.reference is None:
+            raise TrainingError(f"{self._learner.name} needs a reference model")
+        model = load_causal_lm(self._stage.reference)
+        return reference_logps(model, examples, budget=self._config.token_budget)
+
+    def step(
+        self, number: int, examples: Sequence[Example], reference: dict[Sample, float] | None
+    ) -> Metrics:
+        """One optimizer step over `examples`, in as many forward passes as fit."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._config.lr * _schedule(self._config, number, self._steps)
+        denominator = self._learner.denominator(examples)
+        gathered: dict[str, list[Tensor]] = {}
+        total = 0.0
+        for batch in micro_batches(examples, self._config.token_budget):
+            samples = [s for e in batch for s in e.samples]
+            logps = summed_logps(self._model, samples)
+            ref = None if reference is None else logps.new_tensor([reference[s] for s in samples])
+            output = self._learner.loss(logps, ref, batch)
+            (output.loss / denominator).backward()
+            total += output.loss.item() / denominator
+            for key, value in output.metrics.items():
+                gathered.setdefault(key, []).append(value.detach())
+        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip_norm)
+        if not (math.isfinite(total) and bool(norm.isfinite())):
+            raise TrainingError(
+                f"step {number}: loss {total}, gradient norm {norm.item()}; the batch holds "
+                f"{', '.join(s.key for s in examples[0].samples)} and others. Lower the "
+                "learning rate, or look for log-probs of -inf in the reference"
+            )
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return {
+            "loss": total,
+            **{key: torch.cat(values).mean().item() for key, values in gathered.items()},
+            "grad_norm": norm.item(),
+            "learning_rate": self._optimizer.param_groups[0]["lr"],
+            "epoch": number * self._config.epochs / self._steps,
+            "num_tokens": float(sum(e.tokens for e in examples)),
+        }
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        row = {"step": step, **{k: float(f"{v:.6g}") for k, v in metrics.items()}}
+        with self._log_file.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    @property
+    def _log_file(self) -> Path:
+        return self._stage.out / "metrics.jsonl"
+
+    def _trim_log(self) -> None:
+        """Drop logged steps after the checkpoint we go on from: they will be done again."""
+        if self._log_file.exists():
+            lines = self._log_file.read_text().splitlines(keepends=True)[: self.done]
+            self._log_file.write_text("".join(lines))
+
+    def save(self, step: int) -> None:
+        state = {"optimizer": self._optimizer.state_dict(), "manifest": self._manifest}
+        manifest = {**self._manifest, "step": step}
+        path = self._stage.out / f"step-{step}"
+        save_checkpoint(path, self._model, self._tokenizer, manifest, state)
+
+
+def _batches(
+    examples: Sequence[Example], config: TrainConfig, seed: int
+) -> Iterator[list[Example]]:
+    for epoch in range(config.epochs):
+        order = list(range(len(examples)))
+        random.Random(f"{seed}/{epoch}").shuffle(order)
+        for first in range(0, len(order), config.batch_size):
+            yield [examples[i] for i in order[first : first + config.batch_size]]
+
+
+def _save_steps(steps: int, checkpoints: int) -> set[int]:
+    count = max(1, min(checkpoints, steps))
+    return {round(steps * (i + 1) / count) for i in range(count)}
+
+
+def _schedule(config: TrainConfig, step: int, steps: int) -> float:
+    warmup = max(1, round(config.warmup * steps))
+    if step < warmup:
+        return step / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    match config.schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1.0 - progress
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+    raise TrainingError(f"no schedule is called {config.schedule!r}: constant, linear or cosine")
+
+
+def _hash(examples: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        for sample in example.samples:
+            digest.update(repr((sample.key, sample.ids, sample.mask)).encode())
+    return digest.hexdigest()[:16]

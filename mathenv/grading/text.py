@@ -1,0 +1,87 @@
+r"""Answers that are words, choice letters, clock times or numerals in a base."""
+
+from __future__ import annotations
+
+import re
+
+_WRAPPER = re.compile(
+    r"\\(?:text|textbf|textit|textrm|textnormal|mbox|mathrm|mathbf|rm|bf)\s*\{([^{}]*)\}"
+)
+_WORDS = re.compile(r"[A-Za-z][A-Za-z'’.\- ]*")
+_CHOICE = re.compile(r"\(?([A-Z])\)?[.:]?")
+_CHOICE_WITH_TEXT = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.:)])\s.*", re.DOTALL)
+_CLOCK = re.compile(
+    r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE
+)
+_BASED = re.compile(r"(-?[0-9A-Za-z.]*[0-9A-Za-z])_\{?\s*([0-9]{1,2})\s*\}?")
+_BASE_TOKEN = re.compile(r"([0-9A-Z]+)\s*_\s*\{?\s*([0-9]{1,2})\s*\}?")
+
+
+def compare_words(gold: str, answer: str) -> bool | None:
+    r"""Compare two answers as words, ignoring case. None where they may be mathematics.
+
+    Decisive against the answer only if the gold says that it is text (`\text{...}`), since
+    bare letters may also be a product of symbols.
+    """
+    gold_words, answer_words = _words(gold), _words(answer)
+    if gold_words is None:
+        return None
+    wrapped = "\\" in gold
+    if answer_words is None:
+        return None
+    if gold_words.casefold() == answer_words.casefold():
+        same_case = gold_words == answer_words
+        return True if same_case or wrapped or "\\" in answer or len(gold_words) > 1 else None
+    return False if wrapped else None
+
+
+def _words(text: str) -> str | None:
+    text = _WRAPPER.sub(r"\1", text).strip()
+    choice = _CHOICE.fullmatch(text)
+    if choice:
+        return choice.group(1)
+    text = text.rstrip(".")
+    return " ".join(text.split()) if _WORDS.fullmatch(text) else None
+
+
+def compare_choices(gold: str, answer: str) -> bool | None:
+    """Compare a choice letter with `(B)`, `B.` or `B. its text`. None if not a choice."""
+    gold_choice = _CHOICE.fullmatch(_WRAPPER.sub(r"\1", gold).strip())
+    if gold_choice is None:
+        return None
+    answer = _WRAPPER.sub(r"\1", answer).strip()
+    match = _CHOICE.fullmatch(answer) or _CHOICE_WITH_TEXT.fullmatch(answer)
+    if match is None:
+        return None
+    if next(letter for letter in match.groups() if letter) == gold_choice.group(1):
+        return True
+    return None if answer.isalpha() and gold.isalpha() else False
+
+
+def compare_clock_times(gold: str, answer: str) -> bool | None:
+    """Compare clock times by value. A missing a.m. or p.m. matches the same digits only."""
+    gold_time, answer_time = _clock(gold), _clock(answer)
+    return None if gold_time is None or answer_time is None else gold_time == answer_time
+
+
+def _clock(text: str) -> tuple[int, int, int] | None:
+    match = _CLOCK.fullmatch(_WRAPPER.sub(r"\1", text).strip())
+    if match is None:
+        return None
+    hours, minutes, seconds = (int(part or 0) for part in match.groups()[:3])
+    if match.group(4):
+        hours = hours % 12 + (12 if match.group(4).lower() == "p" else 0)
+    return hours, minutes, seconds
+
+
+def compare_based(gold: str, answer: str) -> bool | None:
+    """Compare numerals with a base subscript by digits and base (`1200_7` is not `1200_8`)."""
+    gold_match, answer_match = _BASED.fullmatch(gold), _BASED.fullmatch(answer)
+    if gold_match is None or answer_match is None or not gold_match.group(1)[-1].isdigit():
+        return None
+    return gold_match.groups() == answer_match.groups()
+
+
+def base_tokens(text: str) -> list[tuple[str, str]]:
+    """Return the numerals with a base subscript in `text`, sorted: (digits, base)."""
+    return sorted(m for m in _BASE_TOKEN.findall(text) if m[0][-1].isdigit())

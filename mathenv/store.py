@@ -1,0 +1,318 @@
+"""Trajectories on disk: one JSON object per line, appended, safe against a kill.
+
+`to_json` and `from_json` are pure and follow the dataclasses of `mathenv.types`, so a field
+added there with a default is stored, and files without it stay readable.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, Union
+
+from mathenv.errors import ConfigError, DataError
+from mathenv.types import SCHEMA_VERSION, Trajectory
+
+FILE_NAME = "trajectories.jsonl"
+
+
+class TrajectoryStore:
+    """An append-only file of finished trajectories, held by one process at a time.
+
+    `path` is a `.jsonl` file or a folder (then `trajectories.jsonl` in it); both are made
+    where missing. Opening reads the file once: a last line that a kill cut short is cut
+    off, anything else that is not a trajectory is an error, and the keys of what is there
+    are kept, so that a collector resumes with `if key not in store`. Thread safe.
+
+    Args:
+        path: file or folder.
+        fsync: wait for the disk at each append. Without it a killed process loses nothing,
+            but a power cut may lose the last trajectories.
+
+    Raises:
+        ConfigError: another process, or another store in this one, holds the file.
+        DataError: naming file and line, for a bad line, another schema or a key seen twice.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, fsync: bool = False) -> None:
+        self.path = _file(path)
+        self._fsync = fsync
+        self._guard = threading.Lock()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Unbuffered and O_APPEND: one write call per trajectory, always at the end.
+        self._stream: BinaryIO = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+        try:
+            _lock(self._stream, self.path)
+            _mend(self._stream)
+            self._keys = {trajectory.key: None for trajectory in read_trajectories(self.path)}
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def append(self, trajectory: Trajectory) -> None:
+        """Write one finished trajectory. It is on file when this returns.
+
+        Raises:
+            ConfigError: the store is closed.
+            DataError: the store holds this key already, or the trajectory holds what JSON
+                cannot (see `to_json`).
+        """
+        line = _line(trajectory)
+        with self._guard:
+            if self._stream.closed:
+                raise ConfigError(f"{self.path} is closed: open a new TrajectoryStore")
+            if trajectory.key in self._keys:
+                raise DataError(
+                    f"{self.path} already holds {trajectory.key!r}: check `key in store` before"
+                )
+            _write(self._stream, line)
+            if self._fsync:
+                os.fsync(self._stream.fileno())
+            self._keys[trajectory.key] = None
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the keys of all stored trajectories, in the order of the file."""
+        with self._guard:
+            return tuple(self._keys)
+
+    def close(self) -> None:
+        """Release the file. Safe to call twice."""
+        with self._guard:
+            self._stream.close()
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        return read_trajectories(self.path)
+
+    def __enter__(self) -> TrajectoryStore:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def read_trajectories(path: str | os.PathLike[str]) -> Iterator[Trajectory]:
+    """Yield the trajectories of a file or folder, without the lock, while others write.
+
+    A last line that is still being written is left out.
+
+    Raises:
+        DataError: naming file and line, for a missing file, a bad line, another schema or
+            a key seen twice.
+    """
+    file = _file(path)
+    seen: dict[str, int] = {}
+    try:
+        stream = open(file, "rb")  # noqa: SIM115
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+    with stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                trajectory = from_json(json.loads(line))
+            except (DataError, ValueError) as error:
+                raise DataError(f"{file}:{number}: {error}") from None
+            first = seen.setdefault(trajectory.key, number)
+            if first != number:
+                raise DataError(
+                    f"{file}:{number}: {trajectory.key!r} stands in line {first} already"
+                )
+            yield trajectory
+
+
+def to_json(trajectory: Trajectory) -> dict[str, Any]:
+    """Return the trajectory as plain dicts, lists, strings, numbers, None.
+
+    `key` is added for readers in other languages.
+
+    Raises:
+        DataError: where `problem.metadata` holds what JSON would not give back as it was.
+    """
+    metadata = trajectory.problem.metadata
+    try:
+        faithful = not metadata or json.loads(json.dumps(dict(metadata))) == metadata
+    except (TypeError, ValueError):
+        faithful = False
+    if not faithful:
+        raise DataError(
+            f"problem {trajectory.problem.id!r}: metadata must be plain JSON values (text keys, "
+            f"lists and no tuples), got {metadata!r}"
+        )
+    return {"key": trajectory.key, **_encode(trajectory)}
+
+
+def from_json(row: Mapping[str, Any]) -> Trajectory:
+    """Return the trajectory that `to_json` wrote.
+
+    Raises:
+        DataError: naming the field, for another schema, unknown or missing fields, wrong
+            types, or a `key` that does not belong to the rest.
+    """
+    if not isinstance(row, Mapping):
+        raise DataError(f"expected an object, got {type(row).__name__}")
+    if row.get("schema") != SCHEMA_VERSION:
+        raise DataError(
+            f"schema {row.get('schema')!r} is not {SCHEMA_VERSION}: written by another version "
+            "of mathenv, or no trajectory"
+        )
+    rest = {name: value for name, value in row.items() if name != "key"}
+    trajectory: Trajectory = _decode(Trajectory, rest, "trajectory")
+    if row.get("key", trajectory.key) != trajectory.key:
+        raise DataError(f"key is {row['key']!r}, but the fields give {trajectory.key!r}")
+    return trajectory
+
+
+def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
+    """Replace the file at once: after a kill it is the old one or the new one, whole."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data.encode() if isinstance(data, str) else data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name itself survives a power cut
+    finally:
+        os.close(folder)
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    file = Path(path)
+    return file if file.suffix == ".jsonl" else file / FILE_NAME
+
+
+def _lock(stream: BinaryIO, path: Path) -> None:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            f"{path} is being written by another collector: wait for it or choose another path"
+        ) from None
+
+
+def _mend(stream: BinaryIO) -> None:
+    """Finish a last line that lacks only its newline; cut one off that is not whole."""
+    start, tail = stream.seek(0, os.SEEK_END), b""
+    while start and b"\n" not in tail:
+        step = min(start, 1 << 16)
+        start -= step
+        stream.seek(start)
+        tail = stream.read(step) + tail
+    last = tail[tail.rfind(b"\n") + 1 :]
+    if not last:
+        return
+    try:
+        from_json(json.loads(last))
+    except (DataError, ValueError):
+        stream.truncate(stream.seek(0, os.SEEK_END) - len(last))
+    else:
+        _write(stream, b"\n")
+
+
+def _write(stream: BinaryIO, line: bytes) -> None:
+    """Write all of `line`, or leave the file as it was (a full disk, an interrupt)."""
+    end = os.fstat(stream.fileno()).st_size
+    rest = memoryview(line)
+    try:
+        while rest:
+            rest = rest[stream.write(rest) :]
+    except BaseException:
+        stream.truncate(end)
+        raise
+
+
+def _line(trajectory: Trajectory) -> bytes:
+    row = to_json(trajectory)
+    try:
+        # ASCII only: a lone surrogate in an output survives, and no reader breaks the
+        # line at U+2028. NaN is not JSON and would poison training later.
+        return json.dumps(row, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    except ValueError as error:
+        raise DataError(f"{trajectory.key!r} cannot be stored: {error}") from None
+
+
+def _encode(value: Any) -> Any:
+    if is_dataclass(value):
+        return {f.name: _encode(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, tuple):
+        plain = not value or isinstance(value[0], int | float | str)
+        return list(value) if plain else [_encode(item) for item in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """Check `value` against the annotation `kind` and rebuild it; `where` names the field."""
+    origin = typing.get_origin(kind)
+    if origin in (Union, types.UnionType):  # only `X | None` occurs
+        (inner,) = (arm for arm in typing.get_args(kind) if arm is not types.NoneType)
+        return None if value is None else _decode(inner, value, where)
+    if origin is tuple:
+        item = typing.get_args(kind)[0]
+        _expect(list, value, where)
+        if item in (int, float, str) and all(type(entry) is item for entry in value):
+            return tuple(value)
+        return tuple(_decode(item, entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    if is_dataclass(kind):
+        return _decode_fields(kind, value, where)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        allowed = [member.value for member in kind]
+        if value not in allowed:
+            raise DataError(f"{where} is {value!r}, expected one of {allowed}")
+        return kind(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    _expect(dict if origin is Mapping else kind, value, where)
+    return value
+
+
+def _decode_fields(kind: Any, value: Any, where: str) -> Any:
+    _expect(dict, value, where)
+    hints = _hints(kind)
+    unknown = value.keys() - hints.keys()
+    if unknown:
+        raise DataError(f"{where} has unknown fields: {', '.join(sorted(unknown))}")
+    missing = _required(kind) - value.keys()
+    if missing:
+        raise DataError(f"{where} lacks {', '.join(sorted(missing))}")
+    return kind(**{name: _decode(hints[name], v, f"{where}.{name}") for name, v in value.items()})
+
+
+def _expect(kind: type, value: Any, where: str) -> None:
+    if type(value) is not kind:
+        raise DataError(f"{where} must be {kind.__name__}, got {type(value).__name__}")
+
+
+@lru_cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+@lru_cache
+def _required(kind: Any) -> frozenset[str]:
+    return frozenset(
+        f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING
+    )

@@ -1,0 +1,149 @@
+import subprocess
+import sys
+import timeit
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mathenv.grading import grade, grade_answer
+from mathenv.types import GradeStatus
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("So \\boxed{7}.", "7"),
+        ("First \\boxed{1}, no: \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("<think>\\boxed{3}</think> It is \\fbox{4}.", "4"),
+        ("<think>\\boxed{3}</think> I cannot say.", None),
+        ("\\boxed{5} <think> or \\boxed{6}", "5"),
+        ("```python\nprint('\\\\boxed{9}')\n```", None),
+        ("\\boxed{}", None),
+        ("no box", None),
+    ],
+)
+def test_extraction(response, answer):
+    result = grade("0", response)
+    assert result.answer == answer
+    assert (result.status is GradeStatus.NO_ANSWER) == (answer is None)
+
+
+@pytest.mark.parametrize("gold", ["", "  ", "\\boxed{}", "\\boxed{ }", "$$"])
+def test_an_empty_reference_is_never_matched(gold):
+    for response in ("\\boxed{}", "\\boxed{5}", f"\\boxed{{{gold}}}"):
+        result = grade(gold, response)
+        assert result.status is GradeStatus.GOLD_ERROR
+        assert not result.counts
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "tier", "equal"),
+    [
+        ("\\text{Evelyn}", "Evelyn", "text", True),
+        ("\\text{Evelyn}", "\\textbf{briana}", "text", False),
+        ("\\text{(C)}", "C", "choice", True),
+        ("C", "(D)", "choice", False),
+        ("B", "B. the second one", "choice", True),
+        ("20:34", "08:34 \\text{P.M.}", "clock", True),
+        ("12:00", "1:00", "clock", False),
+        ("1200_7", "1200_{7}", "string", True),
+        ("1200_7", "1200_8", "base", False),
+        ("4210_{7}", "4210_7", "string", True),
+        ("(3, \\frac{\\pi}{2})", "\\left( 3, \\tfrac\\pi2 \\right)", "string", True),
+    ],
+)
+def test_cheap_tiers(gold, answer, tier, equal):
+    result = grade_answer(gold, answer)
+    assert (result.tier, result.correct) == (tier, equal)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("(x+1)^2", "x^2+2x+1"),
+        ("\\frac{\\sqrt{2}}{2}", "\\frac{1}{\\sqrt{2}}"),
+        ("x < 1", "1 > x"),
+        ("[0.5,1)", "[\\frac12, 1)"),
+        ("\\{1,2,3\\}", "3, 2, 1"),
+        ("1 \\pm \\sqrt{19}", "1+\\sqrt{19}, 1-\\sqrt{19}"),
+        ("x=5", "5"),
+        ("2**(1/4)", "\\sqrt{\\sqrt{2}}"),
+        (
+            "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}",
+            "\\begin{bmatrix} \\frac{2}{2} \\\\ 2 \\end{bmatrix}",
+        ),
+    ],
+)
+def test_symbolic_equality(gold, answer):
+    result = grade_answer(gold, answer)
+    assert result.correct, result
+    assert result.tier == "symbolic"
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("\\frac{1}{2004!}", "\\frac{1}{2006!}"),  # math-verify: equal
+        ("\\frac{1}{2^{99}}", "\\frac{1}{2^{98}}"),  # math-verify: equal
+        ("\\frac{2^{2005}+1}{3 \\cdot 2^{2006}}", "\\frac{1}{3 \\cdot 2^{2006}}"),
+        ("-2x+1", "-2x+2"),
+        ("-2", "-2,-2"),  # equal as sets
+        ("2, 3x", "2, 2, 3x"),
+        ("16t", "16"),  # t is no unit
+        ("[0,1)", "(0,1)"),
+        ("12 x_7 + 5_7", "12 x_7 + 5_8"),
+        ("1 - \\frac{1}{\\mathrm{e}}", "1 + \\frac{1}{\\mathrm{e}}"),
+    ],
+)
+def test_known_false_positives_are_rejected(gold, answer):
+    assert not grade_answer(gold, answer).correct
+
+
+def test_a_gold_that_does_not_parse_is_no_wrong_answer():
+    result = grade_answer("\\frac{3}{", "\\sqrt{x}")
+    assert result.status is GradeStatus.GOLD_ERROR
+    assert not result.counts
+    assert grade_answer("\\frac{3}{", "\\frac{3}{").correct  # strings decide
+
+
+def test_an_answer_that_does_not_parse_counts_as_wrong():
+    result = grade_answer("\\sqrt{x}", "\\frac{3}{")
+    assert result.status is GradeStatus.UNPARSED
+    assert result.counts
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=80), st.sampled_from(["5", "\\frac{1}{2}", "\\text{red}", "x+1"]))
+def test_no_text_crashes_the_grader(text, gold):
+    for result in (grade(gold, text), grade(gold, f"\\boxed{{{text}}}"), grade_answer(gold, text)):
+        assert result.correct == (result.status is GradeStatus.CORRECT)
+        assert result.status is not GradeStatus.INFRA
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(min_size=1, max_size=80))
+def test_any_gold_equals_itself_or_is_reported(gold):
+    result = grade_answer(gold, gold)
+    assert result.correct or result.status in (GradeStatus.GOLD_ERROR, GradeStatus.NO_ANSWER)
+
+
+def test_ordinary_answers_cost_little_and_start_nothing():
+    script = """
+import sys
+from mathenv.grading import grade
+from mathenv.grading.symbolic import shared_comparer
+assert grade("72", "It is \\\\boxed{72}.").correct
+assert not grade("72", "It is \\\\boxed{73}.").correct
+assert grade("\\\\frac{3}{4}", "\\\\boxed{0.75}").correct
+assert not {"sympy", "math_verify", "torch"} & set(sys.modules)
+assert shared_comparer().pool.started == 0
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("answer", ["72", "73", "1,234"])
+def test_integer_verdicts_take_less_than_50_microseconds(answer):
+    response = f"We add both.\nThe answer is $\\boxed{{{answer}}}$."
+    best = min(timeit.repeat(lambda: grade("72", response), number=500, repeat=7)) / 500
+    assert best < 50e-6
