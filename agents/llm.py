@@ -40,9 +40,7 @@ class LLMAgent:
         return self._name
 
     @asynccontextmanager
-    async def episode(
-        self, question: str, *, sample: int, seed: int
-    ) -> AsyncIterator[LLMEpisode]:
+    async def episode(self, question: str, *, sample: int, seed: int) -> AsyncIterator[LLMEpisode]:
         async with self.model.session() as session:
             yield LLMEpisode(self, session, derive_seed(seed, sample, question))
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 from agents.base import Action, Agent, Episode, WeightedAgent

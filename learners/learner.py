@@ -8,7 +8,7 @@ iteration is `iterate`. Everything that two learners share is not in a learner.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Protocol, TypeVar
 
@@ -33,7 +33,7 @@ class LearnerConfig:
 
     eta: float = 0.1
     nll_coef: float = 0.0
-    pairs: PairRules = PairRules()
+    pairs: PairRules = field(default_factory=PairRules)
 
 
 @dataclass(frozen=True, slots=True)

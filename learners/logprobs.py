@@ -88,9 +88,7 @@ def _length(example: Example) -> int:
 
 
 @torch.no_grad()
-def reference_logps(
-    model: Any, examples: Sequence[Example], *, budget: int
-) -> dict[Sample, float]:
+def reference_logps(model: Any, examples: Sequence[Example], *, budget: int) -> dict[Sample, float]:
     """Return the summed log-probability of every sample under a frozen model, once."""
     found: dict[Sample, float] = {}
     for group in micro_batches(examples, budget):

@@ -87,7 +87,9 @@ def action_sample(trajectory: Trajectory) -> Sample:
     """
     record = trajectory.tokens
     if record is None:
-        raise TrainingError(f"{trajectory.key}: no tokens were recorded, so it cannot be trained on")
+        raise TrainingError(
+            f"{trajectory.key}: no tokens were recorded, so it cannot be trained on"
+        )
     return _checked(Sample(trajectory.key, record.ids, record.action_mask))
 
 
@@ -98,7 +100,9 @@ def completion_sample(trajectory: Trajectory) -> Sample:
     """
     record = trajectory.tokens
     if record is None:
-        raise TrainingError(f"{trajectory.key}: no tokens were recorded, so it cannot be trained on")
+        raise TrainingError(
+            f"{trajectory.key}: no tokens were recorded, so it cannot be trained on"
+        )
     last = max((s.end for s in record.spans if s.kind is SpanKind.SAMPLED), default=0)
     first = record.prompt_length
     mask = tuple(first <= t < last for t in range(len(record.ids)))

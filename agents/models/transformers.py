@@ -197,14 +197,18 @@ class _Batch:
     def step(self, stop_string_hit: Any) -> None:
         """Sample one token for every row that is still running."""
         positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -self._tokens.shape[1] :]
-        logits = self._model(
-            input_ids=self._tokens,
-            attention_mask=self._mask,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1].float()
+        logits = (
+            self._model(
+                input_ids=self._tokens,
+                attention_mask=self._mask,
+                position_ids=positions,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            .logits[:, -1]
+            .float()
+        )
         tokens, logprobs = _sample(logits, self.rows)
         running = []
         for index, (row, token, logprob) in enumerate(
@@ -234,7 +238,9 @@ class _Batch:
 
 def _new_row(request: CompletionRequest) -> _Row:
     generator = torch.Generator().manual_seed(request.seed)
-    return _Row(request, torch.rand(request.max_new_tokens, generator=generator, dtype=torch.double))
+    return _Row(
+        request, torch.rand(request.max_new_tokens, generator=generator, dtype=torch.double)
+    )
 
 
 def _sample(logits: torch.Tensor, rows: Sequence[_Row]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,6 +17,7 @@ ROUNDED_TOLERANCE = Fraction(1, 10**6)
 # A gold written as an integer or decimal can be written exactly: only the noise of binary
 # floating point is forgiven. With 1e-6, 16386.21 would pass for 16386.20.
 FLOAT_NOISE = Fraction(1, 10**9)
+_MAX_WITH_UNIT = 120  # characters: the unit patterns take quadratic time
 MAX_SCALE = 400  # decimal exponents beyond this are left to the symbolic tier
 
 _UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+|[0-9]+)?(?:\.[0-9]+|\.)?"
@@ -73,7 +74,7 @@ def parse_number(text: str) -> ExactNumber | None:
         number = _parse_unsigned(bare)
         return None if number is None else replace(number, percent=True)
     number = _parse_unsigned(strip_unit(text))
-    wrapped = _WRAPPED_UNIT.search(text) if number is not None else None
+    wrapped = _WRAPPED_UNIT.search(text) if number is not None and "\\" in text else None
     if number is None or wrapped is None or not wrapped.group(2):
         return number
     return replace(number, unit_power=wrapped.group(2))
@@ -81,6 +82,8 @@ def parse_number(text: str) -> ExactNumber | None:
 
 def strip_unit(text: str) -> str:
     r"""Remove a trailing unit: `\text{...}`, degrees, or a word from the unit list."""
+    if len(text) > _MAX_WITH_UNIT:
+        return text
     wrapped = _WRAPPED_UNIT.search(text)
     if wrapped:
         return text if _NOT_A_UNIT.search(wrapped.group(1)) else text[: wrapped.start()]

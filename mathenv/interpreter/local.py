@@ -1,352 +1,35 @@
-"""Sandboxed sessions on this Linux machine: the host's side of `runner.py`."""
+"""Sandboxed sessions on this Linux machine."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
-import math
-import os
 import platform
 import queue
-import re
 import secrets
-import select
 import signal
-import socket
-import struct
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 import warnings
 import weakref
-from collections import deque
-from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from mathenv.errors import ConfigError, InfraError
 from mathenv.interpreter.base import Limits
+from mathenv.interpreter.output import OutputBuffer, clean, clip
+from mathenv.interpreter.process import (
+    MAX_FRAME,
+    REQUEST_SECONDS,
+    START_SECONDS,
+    End,
+    Process,
+    Zygote,
+)
 from mathenv.types import ExecutionResult, ExecutionStatus
 
 TIERS = ("namespaces", "seccomp", "rlimits")  # strongest first
 DEFAULT_LIMITS = Limits()
 RESTARTED = "[The session was restarted: names defined earlier are gone.]"
-UNPRIVILEGED_UID = 65534  # "nobody", used when the host runs as root
-START_SECONDS = 60.0  # importing sympy on a busy machine
-REQUEST_SECONDS = 30.0
-MAX_FRAME = 1 << 20
-_RUNNER = Path(__file__).with_name("runner.py")
-_CONTROL = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
-)
-
-
-# ------------------------------------------------------------------------------ text
-
-
-class OutputBuffer:
-    """Head and tail of a byte stream, in bounded memory, with a count of what fell out."""
-
-    def __init__(self, keep: int) -> None:
-        self.keep = keep
-        self.total = 0
-        self._head = b""
-        self._tail = b""
-
-    def add(self, data: bytes) -> None:
-        self.total += len(data)
-        missing = self.keep - len(self._head)
-        if missing > 0:
-            self._head, data = self._head + data[:missing], data[missing:]
-        self._tail = (self._tail + data)[-self.keep :]
-
-    def pieces(self) -> list[str | int]:
-        """Text, or text, number of characters left out (counted as bytes), text."""
-        gap = self.total - len(self._head) - len(self._tail)
-        if not gap:
-            return [_clean((self._head + self._tail).decode("utf-8", "replace"))]
-        head, tail = (part.decode("utf-8", "replace") for part in (self._head, self._tail))
-        return [_clean(head), gap, _clean(tail)]
-
-
-def _clean(text: str) -> str:
-    """Drop terminal sequences, control characters and lone surrogates."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _CONTROL.sub("", text).encode("utf-8", "backslashreplace").decode()
-
-
-def clip(pieces: list[str | int], limit: int) -> tuple[str, bool]:
-    """Join texts and gaps into at most `limit` characters: head, what was cut, tail."""
-    whole = "".join(piece for piece in pieces if isinstance(piece, str)).rstrip("\n")
-    gaps = [position for position, piece in enumerate(pieces) if isinstance(piece, int)]
-    total = len(whole) + sum(piece for piece in pieces if isinstance(piece, int))
-    if not gaps and total <= limit:
-        return whole, False
-    left = right = whole
-    if gaps:
-        left = "".join(piece for piece in pieces[: gaps[0]] if isinstance(piece, str))
-        right = "".join(piece for piece in pieces[gaps[-1] :] if isinstance(piece, str))
-        right = right.rstrip("\n")
-    room = max(0, limit - len(f"\n[... {total} characters cut ...]\n"))
-    head, tail = left[: room // 2], right[len(right) - min(len(right), room - room // 2) :]
-    cut = total - len(head) - len(tail)
-    return f"{head}\n[... {cut} characters cut ...]\n{tail}"[:limit], True
-
-
-# ---------------------------------------------------------------------------- zygote
-
-
-class _End(Enum):
-    """Why no frame came."""
-
-    LATE = "the time is over"
-    FLOOD = "too much output"
-    GONE = "the process ended"
-    GARBAGE = "the channel held something else than a frame"
-
-
-class _Process:
-    """One confined process: its frame channel, output pipe and process descriptor."""
-
-    def __init__(self, zygote: _Zygote, limits: Limits, seed: int) -> None:
-        self.zygote = zygote
-        self.scratch = zygote.new_scratch()
-        self.pid, self.pidfd, self.stopped = 0, -1, False
-        self.channel, theirs = socket.socketpair()
-        self.output, write_end = os.pipe()
-        try:
-            request = {"op": "open", "seed": seed, "scratch": self.scratch}
-            request["limits"] = dataclasses.asdict(limits)
-            reply, fds = zygote.request(request, [theirs.fileno(), write_end])
-            self.pid, self.pidfd = int(reply["pid"]), fds[0]
-        except BaseException:
-            self.kill()
-            raise
-        finally:
-            theirs.close()
-            os.close(write_end)
-        os.set_blocking(self.output, False)
-        self._poll, self._poll_quiet = select.poll(), select.poll()
-        for fd in (self.channel.fileno(), self.pidfd):
-            self._poll.register(fd, select.POLLIN)
-            self._poll_quiet.register(fd, select.POLLIN)
-        self._poll.register(self.output, select.POLLIN)
-        self._incoming = bytearray()
-        self._wait_until_ready()
-
-    def _wait_until_ready(self) -> None:
-        reply = self.receive(time.monotonic() + REQUEST_SECONDS, OutputBuffer(1000), 1 << 20)
-        if not isinstance(reply, dict) or "ready" not in reply:
-            self.kill()
-            detail = reply.get("setup_error") if isinstance(reply, dict) else reply.value
-            raise InfraError(f"a session could not be confined: {detail}")
-
-    def send(self, message: dict[str, Any]) -> None:
-        """Send one frame. A process that has gone is noticed by `receive`."""
-        if self.stopped:
-            self.signal(signal.SIGCONT)
-            self.stopped = False
-        body = json.dumps(message).encode()
-        with contextlib.suppress(OSError):
-            self.channel.settimeout(REQUEST_SECONDS)
-            self.channel.sendall(struct.pack(">I", len(body)) + body)
-
-    def receive(self, deadline: float, output: OutputBuffer, most: int) -> dict[str, Any] | _End:
-        """Return the next frame, or why none came by `deadline`, draining output meanwhile."""
-        dripping = False
-        while True:
-            wait = deadline - time.monotonic()
-            if wait <= 0:
-                return _End.LATE
-            # One wake-up per printed line would slow the cell down: let some gather.
-            events = self._poll_quiet.poll(2) if dripping else []
-            ready = {fd for fd, _ in events or self._poll.poll(math.ceil(wait * 1000))}
-            dripping = False
-            if self.output in ready:
-                dripping = self._read_output(output) < 1 << 14
-                if output.total > most:
-                    return _End.FLOOD
-            if self.channel.fileno() in ready:
-                frame = self._read_frame()
-                if frame is not None:
-                    return frame
-            elif self.pidfd in ready:
-                return _End.GONE
-
-    def _read_output(self, output: OutputBuffer) -> int:
-        """Take what is in the pipe; returns the number of bytes."""
-        try:
-            data = os.read(self.output, 1 << 20)
-        except BlockingIOError:
-            return 0
-        if data:
-            output.add(data)
-        else:  # every writer has closed it; poll would report that for ever
-            self._poll.unregister(self.output)
-        return len(data)
-
-    def drain(self, output: OutputBuffer, most: int) -> None:
-        """Take the rest of a finished cell's output. Background threads may add to it."""
-        while output.total <= most and self._read_output(output):
-            pass
-
-    def _read_frame(self) -> dict[str, Any] | _End | None:
-        try:
-            data = self.channel.recv(1 << 16, socket.MSG_DONTWAIT)
-        except OSError:
-            return _End.GONE
-        if not data:
-            return _End.GONE
-        self._incoming += data
-        if len(self._incoming) < 4:
-            return None
-        size = int.from_bytes(self._incoming[:4], "big")
-        if size > MAX_FRAME or len(self._incoming) > size + 4:
-            return _End.GARBAGE
-        if len(self._incoming) < size + 4:
-            return None
-        body, self._incoming = self._incoming[4:], bytearray()
-        try:
-            frame = json.loads(body)
-        except (ValueError, RecursionError):
-            return _End.GARBAGE
-        return frame if isinstance(frame, dict) else _End.GARBAGE
-
-    def signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, number)
-
-    def autopsy(self) -> dict[str, Any]:
-        """How the process ended: exit code (negative: signal), CPU seconds, peak bytes."""
-        report = self.zygote.request({"op": "end", "pid": self.pid}, [])[0]
-        self.pid = 0  # waited for: the number may belong to another process from now on
-        return report
-
-    def kill(self) -> None:
-        """End the process and release what belongs to it. No locks: also runs in `__del__`."""
-        self.channel.close()
-        os.close(self.output)
-        mine = os.getpid() == self.zygote.host_pid  # not in a forked copy of the host
-        if self.pidfd >= 0:
-            if mine:
-                self.signal(signal.SIGKILL)
-                if self.scratch:  # nothing may write there while it is removed
-                    select.select([self.pidfd], [], [], 5.0)
-            os.close(self.pidfd)
-        if self.pid and mine:
-            self.zygote.dead.append(self.pid)
-        if self.scratch and mine:
-            _remove(self.scratch)
-
-
-def _remove(path: str) -> None:
-    """Remove a folder that hostile code may have filled; `shutil.rmtree` recurses and dies."""
-    try:
-        os.rmdir(path)
-    except FileNotFoundError:
-        return
-    except OSError:
-        subprocess.run(["rm", "-rf", "--", path], check=False)
-
-
-class _Zygote:
-    """The running launcher and zygote of one tier. Requests are serialised by a lock."""
-
-    def __init__(self, tier: str) -> None:
-        self.tier = tier
-        self.host_pid = os.getpid()
-        self.dead: deque[int] = deque()  # appended to without the lock
-        self._lock = threading.Lock()
-        self._count = 0
-        self.root = tempfile.mkdtemp(prefix="mathenv-") if tier != "namespaces" else None
-        uid = os.getuid() or UNPRIVILEGED_UID
-        config = {"tier": tier, "uid": uid, "scratch": self.root, "host_pid": self.host_pid}
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
-        try:
-            self._launcher = self._launch(theirs, config)
-        finally:
-            theirs.close()
-        try:
-            self.control.settimeout(START_SECONDS)
-            self.hello = self._receive()[0]
-        except (OSError, InfraError) as error:
-            text = f"{error} {self._stderr()}".strip()
-            self.close()
-            raise InfraError(text) from None
-
-    def _launch(self, theirs: socket.socket, config: dict[str, Any]) -> subprocess.Popen[bytes]:
-        # -s -P with an environment of our own is -I, except that -I would ignore
-        # PYTHONHASHSEED and make set order differ from run to run.
-        environment = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "TZ": "UTC", "HOME": "/"}
-        environment |= {
-            "OPENBLAS_NUM_THREADS": "1",
-            "OMP_NUM_THREADS": "1",
-            "PATH": "/usr/bin:/bin",
-        }
-        arguments = [str(theirs.fileno()), json.dumps(config)]
-        return subprocess.Popen(
-            [sys.executable, "-s", "-P", str(_RUNNER), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self._errors,
-            pass_fds=[theirs.fileno()],
-            env=environment,
-            start_new_session=True,
-            cwd="/",
-        )
-
-    def _stderr(self) -> str:
-        self._errors.seek(0)
-        return self._errors.read(4000).decode("utf-8", "replace").strip()
-
-    def _receive(self) -> tuple[dict[str, Any], list[int]]:
-        packet, fds, _, _ = socket.recv_fds(self.control, 1 << 16, 2)
-        if not packet:
-            raise InfraError("the interpreter process ended")
-        reply: dict[str, Any] = json.loads(packet)
-        if "error" in reply:
-            raise InfraError(reply["error"])
-        return reply, fds
-
-    def request(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
-        """Ask the zygote. Raises `InfraError`, after which `alive` may be False."""
-        with self._lock:
-            dead = [self.dead.popleft() for _ in range(len(self.dead))]
-            data = json.dumps({**message, "dead": dead}).encode()
-            try:
-                self.control.settimeout(REQUEST_SECONDS)
-                socket.send_fds(self.control, [data], fds)
-                return self._receive()
-            except OSError as error:
-                self.close()
-                raise InfraError(f"the interpreter process does not answer: {error}") from error
-
-    def alive(self) -> bool:
-        return os.getpid() == self.host_pid and self._launcher.poll() is None
-
-    def new_scratch(self) -> str | None:
-        """Name of a folder the next session will make; None where it mounts its own."""
-        if self.root is None:
-            return None
-        return f"{self.root}/{secrets.token_hex(8)}"
-
-    def close(self) -> None:
-        """Kill the launcher; everything below it dies with it. Safe to call twice."""
-        if os.getpid() != self.host_pid:  # a forked copy of the host must not end its parent's
-            return
-        self._launcher.kill()
-        self._launcher.wait()
-        self.control.close()
-        self._errors.close()
-        if self.root is not None:
-            _remove(self.root)
-
-
-# ---------------------------------------------------------------------- public classes
 
 
 class LocalSession:
@@ -354,8 +37,8 @@ class LocalSession:
 
     def __init__(self, interpreter: LocalInterpreter, seed: int) -> None:
         self._interpreter, self._seed = interpreter, seed
-        self._process: _Process | None = None
-        self._lost = self._closed = False
+        self._process: Process | None = None
+        self._lost = self._restarted = self._closed = False
 
     def run(self, code: str) -> ExecutionResult:
         """Run one cell. Raises `ConfigError` only if the session or interpreter is closed."""
@@ -363,16 +46,14 @@ class LocalSession:
         if self._closed:
             raise ConfigError("the session is closed: open a new one with Interpreter.session()")
         status, pieces = self._run(code)
-        lost = self._process is None
         limit = self._interpreter.limits.output_chars
-        notice = RESTARTED if self._lost else ""
+        notice = RESTARTED if self._restarted else ""
         output, truncated = clip(pieces, max(0, limit - len(notice) - 1) if notice else limit)
-        self._lost = lost
         return ExecutionResult(
             status,
             "\n".join(part for part in (notice, output) if part),
             truncated=truncated,
-            session_lost=lost,
+            session_lost=self._lost,
             seconds=time.monotonic() - started,
         )
 
@@ -394,16 +75,21 @@ class LocalSession:
     def _discard(self) -> None:
         process, self._process = self._process, None
         if process is not None:
+            self._lost = True
             process.kill()
             self._interpreter._release_slot()
 
     def _run(self, code: str) -> tuple[ExecutionStatus, list[str | int]]:
+        self._restarted = False
         if len(code) > MAX_FRAME // 8:
             return ExecutionStatus.ERROR, [f"ValueError: the cell has {len(code)} characters"]
         output = OutputBuffer(4 * self._interpreter.limits.output_chars)
         try:
             if self._process is None:
                 self._process = self._interpreter._start_process(self._seed)
+                self._restarted, self._lost = self._lost, False
+            elif not self._process.zygote.alive():
+                raise InfraError("the interpreter process has ended")
             status, report = self._run_in(self._process, code, output)
         except InfraError as error:
             self._discard()
@@ -416,13 +102,13 @@ class LocalSession:
         return status, [*shown, *(newline if report else []), *report]
 
     def _run_in(
-        self, process: _Process, code: str, output: OutputBuffer
+        self, process: Process, code: str, output: OutputBuffer
     ) -> tuple[ExecutionStatus, list[str | int]]:
         limits = self._interpreter.limits
         nonce, interrupted = secrets.token_hex(8), False
         process.send({"nonce": nonce, "code": code})
         reply = process.receive(time.monotonic() + limits.cell_seconds, output, limits.output_bytes)
-        if reply is _End.LATE:
+        if reply is End.LATE:
             interrupted = True
             process.signal(signal.SIGINT)
             grace = time.monotonic() + limits.grace_seconds
@@ -430,12 +116,12 @@ class LocalSession:
         if isinstance(reply, dict) and reply.get("nonce") == nonce:
             process.drain(output, limits.output_bytes)
             return self._finished(process, reply, interrupted)
-        verdict = self._verdict(process, _End.GARBAGE if isinstance(reply, dict) else reply)
+        verdict = self._verdict(process, End.GARBAGE if isinstance(reply, dict) else reply)
         self._discard()
         return verdict
 
     def _finished(
-        self, process: _Process, reply: dict[str, Any], interrupted: bool
+        self, process: Process, reply: dict[str, Any], interrupted: bool
     ) -> tuple[ExecutionStatus, list[str | int]]:
         status, text, omitted = reply.get("status"), reply.get("text"), reply.get("omitted")
         if status not in ("ok", "error", "memory") or not isinstance(text, str):
@@ -452,19 +138,19 @@ class LocalSession:
             return ExecutionStatus.TIMEOUT, [text]
         half = len(text) // 2
         if isinstance(omitted, int) and omitted > 0:
-            return ExecutionStatus(status), [_clean(text[:half]), omitted, _clean(text[half:])]
-        return ExecutionStatus(status), [_clean(text)]
+            return ExecutionStatus(status), [clean(text[:half]), omitted, clean(text[half:])]
+        return ExecutionStatus(status), [clean(text)]
 
-    def _verdict(self, process: _Process, end: _End) -> tuple[ExecutionStatus, list[str | int]]:
+    def _verdict(self, process: Process, end: End) -> tuple[ExecutionStatus, list[str | int]]:
         """Name what ended a session that did not answer."""
         limits = self._interpreter.limits
-        if end is _End.LATE:
+        if end is End.LATE:
             text = f"TimeoutError: the cell ran longer than {limits.cell_seconds:g} s"
             return ExecutionStatus.TIMEOUT, [f"{text} and its session was killed"]
-        if end is _End.FLOOD:
+        if end is End.FLOOD:
             text = f"OutputLimitError: more than {limits.output_bytes} bytes of output"
             return ExecutionStatus.OUTPUT_LIMIT, [f"{text}; the session was killed"]
-        if end is _End.GARBAGE:
+        if end is End.GARBAGE:
             return ExecutionStatus.DIED, ["SessionDied: the cell wrote to the control channel"]
         return _cause_of_death(process.autopsy(), limits)
 
@@ -550,7 +236,7 @@ class LocalInterpreter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start_process(self, seed: int) -> _Process:
+    def _start_process(self, seed: int) -> Process:
         if self._closed:
             raise ConfigError("the interpreter is closed: make a new one")
         if self._bounded:
@@ -559,7 +245,7 @@ class LocalInterpreter:
             except queue.Empty:
                 raise InfraError("no free session: raise max_sessions or close some") from None
         try:
-            return _Process(self._live_zygote(), self.limits, seed)
+            return Process(self._live_zygote(), self.limits, seed)
         except BaseException:
             self._release_slot()
             raise
@@ -568,22 +254,22 @@ class LocalInterpreter:
         if self._bounded:
             self._slots.put(None)
 
-    def _live_zygote(self) -> _Zygote:
+    def _live_zygote(self) -> Zygote:
         """The zygote, or a new one of the same tier if it died or the host has forked."""
         with self._lock:
             if not self._zygotes[-1].alive():
                 old = self._zygotes.pop()
                 old.close()
-                self._zygotes.append(_Zygote(old.tier))
+                self._zygotes.append(Zygote(old.tier))
             return self._zygotes[-1]
 
 
-def _strongest(tiers: tuple[str, ...], limits: Limits) -> _Zygote:
+def _strongest(tiers: tuple[str, ...], limits: Limits) -> Zygote:
     """Start the first tier in which a session really runs; the attempt is the test."""
     failures = []
     for tier in tiers:
         try:
-            zygote = _Zygote(tier)
+            zygote = Zygote(tier)
         except InfraError as error:
             failures.append(f"{tier}: {error}")
             continue
@@ -596,7 +282,7 @@ def _strongest(tiers: tuple[str, ...], limits: Limits) -> _Zygote:
         if tier == "rlimits":
             warnings.warn(
                 "sandbox tier 'rlimits': model-written code can read this user's files. "
-                f"Use Docker or a kernel with Landlock. ({'; '.join(failures)})",
+                f"Use Docker or a kernel with Landlock. {'; '.join(failures)}".strip(),
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -607,8 +293,8 @@ def _strongest(tiers: tuple[str, ...], limits: Limits) -> _Zygote:
     )
 
 
-def _try_cell(zygote: _Zygote, limits: Limits) -> None:
-    process = _Process(zygote, limits, 0)
+def _try_cell(zygote: Zygote, limits: Limits) -> None:
+    process = Process(zygote, limits, 0)
     try:
         process.send({"nonce": "", "code": "1 + 1"})
         deadline = time.monotonic() + REQUEST_SECONDS
@@ -619,6 +305,6 @@ def _try_cell(zygote: _Zygote, limits: Limits) -> None:
         raise InfraError(f"1 + 1 gave {reply}")
 
 
-def _close_all(zygotes: list[_Zygote]) -> None:
+def _close_all(zygotes: list[Zygote]) -> None:
     for zygote in zygotes:
         zygote.close()

@@ -94,6 +94,7 @@ def _outlive(host: int, child: int, scratch: str | None) -> None:
     """Wait until the host or the zygote ends, then leave nothing behind."""
     zygote = os.pidfd_open(child)
     select.select([host, zygote], [], [])
+    select.select([zygote], [], [], 2.0)  # its socket closes with the host: let it end in order
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     host_died = bool(select.select([host], [], [], 0)[0])
@@ -198,11 +199,15 @@ def _warm_up() -> dict[str, str]:
 
     x = sympy.Symbol("x")
     sympy.factor(x**3 - 1)
+    sympy.solve(x**3 - 8, x)
     sympy.solve([x**2 - 2], [x])
     sympy.simplify(sympy.sin(x) ** 2 + sympy.cos(x) ** 2)
     sympy.integrate(x * sympy.exp(x), x)
     sympy.latex(sympy.Rational(1, 3) + sympy.sqrt(2))
-    sympy.isprime(10**9 + 7)
+    sympy.limit(sympy.sin(x) / x, x, 0)
+    sympy.Matrix([[1, 2], [3, 4]]).inv()
+    sympy.factorint(10**9 + 8)
+    sympy.N(sympy.pi, 30)
     numpy.random.seed(0)
     numpy.linalg.solve(numpy.eye(2), numpy.ones(2))
     mpmath.quad(mpmath.sin, [0, 1])
@@ -226,7 +231,8 @@ class _Zygote:
     ) -> None:
         self.sandbox, self.control, self.paths = sandbox, control, paths
         self.namespaces, self.abi, self.kept = namespaces, abi, kept
-        self.dead: list[int] = []  # killed, not yet waited for
+        self.children: set[int] = set()  # not yet waited for
+        self.dead: list[int] = []  # those of them that the host has killed
         if namespaces:
             self.own_pids = os.pidfd_open(os.getpid())
             self.program = sandbox.seccomp_filter(1)
@@ -235,9 +241,11 @@ class _Zygote:
         """Answer one request; False when the host has gone."""
         packet, fds, _, _ = socket.recv_fds(self.control, 1 << 16, 4)
         if not packet:
+            for pid in tuple(self.children):
+                self._end(pid)
             return False
         request = json.loads(packet)
-        self.dead = [pid for pid in self.dead + request["dead"] if not self._gone(pid)]
+        self.dead = [pid for pid in self.dead + request["dead"] if not self._wait(pid, os.WNOHANG)]
         try:
             if request["op"] == "open":
                 pid, pidfd = self._open(request, fds)
@@ -252,24 +260,19 @@ class _Zygote:
                 os.close(fd)
         return True
 
-    def _wait(self, pid: int, flags: int) -> tuple[int, Any] | None:
+    def _wait(self, pid: int, flags: int) -> dict[str, float] | None:
+        """How a child ended (exit code, or minus the signal); None while it runs."""
         done, status, usage = os.wait4(pid, flags)
-        return (status, usage) if done else None
-
-    def _gone(self, pid: int) -> bool:
-        try:
-            return self._wait(pid, os.WNOHANG) is not None
-        except ChildProcessError:
-            return True
-
-    def _end(self, pid: int) -> dict[str, float]:
-        """Kill a session if it still runs and say how it ended."""
-        os.kill(pid, signal.SIGKILL)
-        ended = self._wait(pid, 0)
-        assert ended is not None
-        status, usage = ended
+        if not done:
+            return None
+        self.children.discard(pid)
         code = os.waitstatus_to_exitcode(status)
         return {"code": code, "cpu": usage.ru_utime + usage.ru_stime, "rss": usage.ru_maxrss * 1024}
+
+    def _end(self, pid: int) -> dict[str, float] | None:
+        """Kill a session if it still runs and say how it ended."""
+        os.kill(pid, signal.SIGKILL)
+        return self._wait(pid, 0)
 
     def _open(self, request: dict[str, Any], fds: list[int]) -> tuple[int, int]:
         if self.namespaces:
@@ -281,6 +284,7 @@ class _Zygote:
         finally:
             if self.namespaces:
                 self.sandbox.setns(self.own_pids, self.sandbox.NEWPID)
+        self.children.add(pid)
         return pid, os.pidfd_open(pid)
 
     def _become_session(self, request: dict[str, Any], fds: list[int]) -> None:

@@ -163,7 +163,11 @@ _OOD_TEMPLATES = {
 WORDS = World(
     names=("Mia", "Leo", "Ana", "Tom", "Eva", "Sam", "Zoe", "Ben", "Ida", "Max"),
     things=("apples", "cards", "coins", "books", "shells", "pens", "stamps", "marbles"),
-    starts=("{P} has {n} {t}.", "{P} starts with {n} {t}.", "There are {n} {t} on the desk of {P}."),
+    starts=(
+        "{P} has {n} {t}.",
+        "{P} starts with {n} {t}.",
+        "There are {n} {t} on the desk of {P}.",
+    ),
     operations=_OPERATIONS,
     distractors=(
         "{Q} is {n} years old.",
@@ -184,7 +188,10 @@ WORDS_OOD = World(
     operations=tuple(
         Operation(o.name, _OOD_TEMPLATES[o.name], o.code, o.final) for o in _OPERATIONS
     ),
-    distractors=("The road to the house of {Q} is {n} miles long.", "{Q} paid {n} dollars for {o}."),
+    distractors=(
+        "The road to the house of {Q} is {n} miles long.",
+        "{Q} paid {n} dollars for {o}.",
+    ),
     levels=OOD_LEVELS,
     low=100,
     high=999,
@@ -343,9 +350,7 @@ def _tell(
 
 
 def _cells(program: Program, variable: str) -> tuple[str, ...]:
-    lines = [
-        step.operation.code.format(v=variable, a=step.a, b=step.b) for step in program.steps
-    ]
+    lines = [step.operation.code.format(v=variable, a=step.a, b=step.b) for step in program.steps]
     cells = []
     for first in range(0, len(lines), 2):
         cell = lines[first : first + 2]

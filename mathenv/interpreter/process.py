@@ -1,0 +1,286 @@
+"""The host's handle on `runner.py`: the warm zygote and the confined processes it forks."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import secrets
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from mathenv.errors import InfraError
+from mathenv.interpreter.base import Limits
+from mathenv.interpreter.output import OutputBuffer
+
+UNPRIVILEGED_UID = 65534  # "nobody", used when the host runs as root
+START_SECONDS = 60.0  # importing sympy on a busy machine
+REQUEST_SECONDS = 30.0
+CLOSE_SECONDS = 5.0
+MAX_FRAME = 1 << 20
+_RUNNER = Path(__file__).with_name("runner.py")
+
+
+class End(Enum):
+    """Why no frame came."""
+
+    LATE = "the time is over"
+    FLOOD = "too much output"
+    GONE = "the process ended"
+    GARBAGE = "the channel held something else than a frame"
+
+
+class Process:
+    """One confined process: its frame channel, output pipe and process descriptor."""
+
+    def __init__(self, zygote: Zygote, limits: Limits, seed: int) -> None:
+        self.zygote = zygote
+        self.scratch = zygote.new_scratch()
+        self.pid, self.pidfd, self.stopped = 0, -1, False
+        self.channel, theirs = socket.socketpair()
+        self.output, write_end = os.pipe()
+        try:
+            request = {"op": "open", "seed": seed, "scratch": self.scratch}
+            request["limits"] = dataclasses.asdict(limits)
+            reply, fds = zygote.request(request, [theirs.fileno(), write_end])
+            self.pid, self.pidfd = int(reply["pid"]), fds[0]
+        except BaseException:
+            self.kill()
+            raise
+        finally:
+            theirs.close()
+            os.close(write_end)
+        os.set_blocking(self.output, False)
+        self._poll, self._poll_quiet = select.poll(), select.poll()
+        for fd in (self.channel.fileno(), self.pidfd):
+            self._poll.register(fd, select.POLLIN)
+            self._poll_quiet.register(fd, select.POLLIN)
+        self._poll.register(self.output, select.POLLIN)
+        self._incoming = bytearray()
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
+        reply = self.receive(time.monotonic() + REQUEST_SECONDS, OutputBuffer(1000), 1 << 20)
+        if not isinstance(reply, dict) or "ready" not in reply:
+            self.kill()
+            detail = reply.get("setup_error") if isinstance(reply, dict) else reply.value
+            raise InfraError(f"a session could not be confined: {detail}")
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one frame. A process that has gone is noticed by `receive`."""
+        if self.stopped:
+            self.signal(signal.SIGCONT)
+            self.stopped = False
+        body = json.dumps(message).encode()
+        with contextlib.suppress(OSError):
+            self.channel.settimeout(REQUEST_SECONDS)
+            self.channel.sendall(struct.pack(">I", len(body)) + body)
+
+    def receive(self, deadline: float, output: OutputBuffer, most: int) -> dict[str, Any] | End:
+        """Return the next frame, or why none came by `deadline`, draining output meanwhile."""
+        dripping = False
+        while True:
+            wait = deadline - time.monotonic()
+            if wait <= 0:
+                return End.LATE
+            # One wake-up per printed line would slow the cell down: let some gather.
+            events = self._poll_quiet.poll(2) if dripping else []
+            ready = {fd for fd, _ in events or self._poll.poll(math.ceil(wait * 1000))}
+            dripping = False
+            if self.output in ready:
+                dripping = self._read_output(output) < 1 << 14
+                if output.total > most:
+                    return End.FLOOD
+            if self.channel.fileno() in ready:
+                frame = self._read_frame()
+                if frame is not None:
+                    return frame
+            elif self.pidfd in ready:
+                return End.GONE
+
+    def _read_output(self, output: OutputBuffer) -> int:
+        """Take what is in the pipe; returns the number of bytes."""
+        try:
+            data = os.read(self.output, 1 << 20)
+        except BlockingIOError:
+            return 0
+        if data:
+            output.add(data)
+        else:  # every writer has closed it; poll would report that for ever
+            self._poll.unregister(self.output)
+        return len(data)
+
+    def drain(self, output: OutputBuffer, most: int) -> None:
+        """Take the rest of a finished cell's output. Background threads may add to it."""
+        while output.total <= most and self._read_output(output):
+            pass
+
+    def _read_frame(self) -> dict[str, Any] | End | None:
+        try:
+            data = self.channel.recv(1 << 16, socket.MSG_DONTWAIT)
+        except OSError:
+            return End.GONE
+        if not data:
+            return End.GONE
+        self._incoming += data
+        if len(self._incoming) < 4:
+            return None
+        size = int.from_bytes(self._incoming[:4], "big")
+        if size > MAX_FRAME or len(self._incoming) > size + 4:
+            return End.GARBAGE
+        if len(self._incoming) < size + 4:
+            return None
+        body, self._incoming = self._incoming[4:], bytearray()
+        try:
+            frame = json.loads(body)
+        except (ValueError, RecursionError):
+            return End.GARBAGE
+        return frame if isinstance(frame, dict) else End.GARBAGE
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def autopsy(self) -> dict[str, Any]:
+        """How the process ended: exit code (negative: signal), CPU seconds, peak bytes."""
+        report = self.zygote.request({"op": "end", "pid": self.pid}, [])[0]
+        self.pid = 0  # waited for: the number may belong to another process from now on
+        return report
+
+    def kill(self) -> None:
+        """End the process and release what belongs to it. No locks: also runs in `__del__`."""
+        self.channel.close()
+        os.close(self.output)
+        mine = os.getpid() == self.zygote.host_pid  # not in a forked copy of the host
+        if self.pidfd >= 0:
+            if mine:
+                self.signal(signal.SIGKILL)
+                if self.scratch:  # nothing may write there while it is removed
+                    select.select([self.pidfd], [], [], 5.0)
+            os.close(self.pidfd)
+        if self.pid and mine:
+            self.zygote.dead.append(self.pid)
+        if self.scratch and mine:
+            _remove(self.scratch)
+
+
+def _remove(path: str) -> None:
+    """Remove a folder that hostile code may have filled; `shutil.rmtree` recurses and dies."""
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return
+    except OSError:
+        subprocess.run(["rm", "-rf", "--", path], check=False)
+
+
+class Zygote:
+    """The running launcher and zygote of one tier. Requests are serialised by a lock."""
+
+    def __init__(self, tier: str) -> None:
+        self.tier = tier
+        self.host_pid = os.getpid()
+        self.dead: deque[int] = deque()  # appended to without the lock
+        self._lock = threading.Lock()
+        self._count = 0
+        self.root = tempfile.mkdtemp(prefix="mathenv-") if tier != "namespaces" else None
+        uid = os.getuid() or UNPRIVILEGED_UID
+        config = {"tier": tier, "uid": uid, "scratch": self.root, "host_pid": self.host_pid}
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
+        try:
+            self._launcher = self._launch(theirs, config)
+        finally:
+            theirs.close()
+        try:
+            self.control.settimeout(START_SECONDS)
+            self.hello = self._receive()[0]
+        except (OSError, InfraError) as error:
+            text = f"{error} {self._stderr()}".strip()
+            self.close()
+            raise InfraError(text) from None
+
+    def _launch(self, theirs: socket.socket, config: dict[str, Any]) -> subprocess.Popen[bytes]:
+        # -s -P with an environment of our own is -I, except that -I would ignore
+        # PYTHONHASHSEED and make set order differ from run to run.
+        environment = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "TZ": "UTC", "HOME": "/"}
+        environment |= {
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+            "PATH": "/usr/bin:/bin",
+        }
+        arguments = [str(theirs.fileno()), json.dumps(config)]
+        return subprocess.Popen(
+            [sys.executable, "-s", "-P", str(_RUNNER), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            start_new_session=True,
+            cwd="/",
+        )
+
+    def _stderr(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read(4000).decode("utf-8", "replace").strip()
+
+    def _receive(self) -> tuple[dict[str, Any], list[int]]:
+        packet, fds, _, _ = socket.recv_fds(self.control, 1 << 16, 2)
+        if not packet:
+            raise InfraError("the interpreter process ended")
+        reply: dict[str, Any] = json.loads(packet)
+        if "error" in reply:
+            raise InfraError(reply["error"])
+        return reply, fds
+
+    def request(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
+        """Ask the zygote. Raises `InfraError`, after which `alive` may be False."""
+        with self._lock:
+            dead = [self.dead.popleft() for _ in range(len(self.dead))]
+            data = json.dumps({**message, "dead": dead}).encode()
+            try:
+                self.control.settimeout(REQUEST_SECONDS)
+                socket.send_fds(self.control, [data], fds)
+                return self._receive()
+            except OSError as error:
+                self.close()
+                raise InfraError(f"the interpreter process does not answer: {error}") from error
+
+    def alive(self) -> bool:
+        return os.getpid() == self.host_pid and self._launcher.poll() is None
+
+    def new_scratch(self) -> str | None:
+        """Name of a folder the next session will make; None where it mounts its own."""
+        if self.root is None:
+            return None
+        return f"{self.root}/{secrets.token_hex(8)}"
+
+    def close(self) -> None:
+        """End the launcher and everything below it. Safe to call twice."""
+        if os.getpid() != self.host_pid:  # a forked copy of the host must not end its parent's
+            return
+        with contextlib.suppress(OSError):
+            self.control.shutdown(socket.SHUT_RDWR)  # the zygote ends its sessions and exits
+        try:
+            self._launcher.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._launcher.kill()
+            self._launcher.wait()
+        self.control.close()
+        self._errors.close()
+        if self.root is not None:
+            _remove(self.root)
