@@ -219,10 +219,8 @@ def _choose(
     ) as advance:
         for index, (name, path) in enumerate(candidates.items()):
             file = folder / "validation" / f"{name}.jsonl"
-            offset = index * len(validation)
-            trajectories = evaluate(
-                path, validation, file, config.collect, lambda done, o=offset: advance(o + done)
-            )
+            trajectories = evaluate(path, validation, file, config.collect)
+            advance((index + 1) * len(validation))
             scores[name] = mean_reward(trajectories)
     best = max(reversed(candidates), key=lambda name: scores[name])
     warnings = diagnose(scores, len(validation), folder / "train" / "metrics.jsonl")

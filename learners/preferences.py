@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
 from mathenv.errors import TrainingError
-from mathenv.types import ExecutionStatus, SpanKind, Trajectory
+from mathenv.types import ExecutionStatus, SpanKind, TokenRecord, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +85,7 @@ def action_sample(trajectory: Trajectory) -> Sample:
     Raises:
         TrainingError: no tokens were recorded, or none was sampled.
     """
-    record = trajectory.tokens
-    if record is None:
-        raise TrainingError(
-            f"{trajectory.key}: no tokens were recorded, so it cannot be trained on"
-        )
+    record = _tokens(trajectory)
     return _checked(Sample(trajectory.key, record.ids, record.action_mask))
 
 
@@ -98,15 +94,19 @@ def completion_sample(trajectory: Trajectory) -> Sample:
 
     What follows the last sampled token is left out, as a completion ends with the model.
     """
-    record = trajectory.tokens
-    if record is None:
-        raise TrainingError(
-            f"{trajectory.key}: no tokens were recorded, so it cannot be trained on"
-        )
+    record = _tokens(trajectory)
     last = max((s.end for s in record.spans if s.kind is SpanKind.SAMPLED), default=0)
     first = record.prompt_length
     mask = tuple(first <= t < last for t in range(len(record.ids)))
     return _checked(Sample(trajectory.key, record.ids, mask))
+
+
+def _tokens(trajectory: Trajectory) -> TokenRecord:
+    if trajectory.tokens is None:
+        raise TrainingError(
+            f"{trajectory.key}: no tokens were recorded at sampling, so it cannot be trained on"
+        )
+    return trajectory.tokens
 
 
 def _checked(sample: Sample) -> Sample:

@@ -33,7 +33,7 @@ class Problem:
     level: str = ""
     subject: str = ""
     solution: tuple[str, ...] = ()
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 class ExecutionStatus(StrEnum):
