@@ -196,9 +196,7 @@ def by_level(trajectories: Iterable[Trajectory], *, seed: int = 0) -> dict[str, 
 def tool_use(trajectories: Sequence[Trajectory]) -> ToolUse:
     """Return how turns, cells and tokens were used."""
     counted = [t for t in trajectories if t.counts]
-    cells = [
-        turn.execution for t in counted for turn in t.turns if turn.execution is not None
-    ]
+    cells = [turn.execution for t in counted for turn in t.turns if turn.execution is not None]
     errors = sum(cell.status is not ExecutionStatus.OK for cell in cells)
     sampled = [n for t in counted if (n := _sampled_tokens(t)) is not None]
     stops = Counter(t.stop_reason.value for t in trajectories)

@@ -18,10 +18,10 @@ PLAIN_SECONDS = 15.0  # between two lines where the output is not a terminal
 
 
 class Advance(Protocol):
-    """Tells how far a stage is: `done` of `total` units, with metrics worth showing."""
+    """Tells how far a stage is: `done` of `total` units, with figures worth showing."""
 
     def __call__(
-        self, done: int, total: int | None = None, metrics: Mapping[str, float] | None = None
+        self, done: int, total: int | None = None, figures: Mapping[str, float] | None = None
     ) -> None: ...
 
 
@@ -46,10 +46,10 @@ class ConsoleReporter:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def stage(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:
+    def stage(self, name: str, total: int | None, unit: str) -> Iterator[Advance]:
         """Show one stage. `total` may be unknown at first and given with the first advance."""
         view = _Bar if self.console.is_terminal else _Lines
-        stage = view(self.console, title, total, unit, self._plain_seconds)
+        stage = view(self.console, name, total, unit, self._plain_seconds)
         try:
             yield stage.advance
         finally:
@@ -109,10 +109,10 @@ class _Bar:
         self._progress.start()
 
     def advance(
-        self, done: int, total: int | None = None, metrics: Mapping[str, float] | None = None
+        self, done: int, total: int | None = None, figures: Mapping[str, float] | None = None
     ) -> None:
         self._clock.advance(done, total)
-        text = f"{self._clock.text()}  {_metrics(metrics)}".rstrip()
+        text = f"{self._clock.text()}  {_figures(figures)}".rstrip()
         self._progress.update(self._task, completed=done, total=self._clock.total, text=text)
 
     def close(self) -> None:
@@ -131,10 +131,10 @@ class _Lines:
         self._pending = ""
 
     def advance(
-        self, done: int, total: int | None = None, metrics: Mapping[str, float] | None = None
+        self, done: int, total: int | None = None, figures: Mapping[str, float] | None = None
     ) -> None:
         self._clock.advance(done, total)
-        self._pending = f"{self._title}: {self._clock.text()}  {_metrics(metrics)}".rstrip()
+        self._pending = f"{self._title}: {self._clock.text()}  {_figures(figures)}".rstrip()
         if time.monotonic() - self._printed >= self._seconds:
             self._print()
 
@@ -150,8 +150,10 @@ class _Lines:
 _SHOWN = ("loss", "rewards/accuracies", "rewards/margins")
 
 
-def _metrics(metrics: Mapping[str, float] | None) -> str:
-    return "  ".join(f"{name} {metrics[name]:.3g}" for name in _SHOWN if name in (metrics or {}))
+def _figures(figures: Mapping[str, float] | None) -> str:
+    return "  ".join(
+        f"{name} {figures[name]:.3g}" for name in _SHOWN if figures and name in figures
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -88,24 +88,19 @@ def bench_table(results: Sequence[BenchResult]) -> Table:
     return table
 
 
-_BENCH_COLUMNS = (
-    "suite", "agent", "problems", "samples", "pass@1", "95% interval", "excluded",
-    "code turns", "cells with errors",
-)  # fmt: skip
+_BENCH_COLUMNS = ("suite", "agent", "problems", "pass@1", "95% interval", "excluded", "seconds")
 
 
 def _bench_cells(result: BenchResult) -> list[str]:
-    metrics, use = result.metrics, result.metrics.tool_use
+    metrics, samples = result.metrics, result.config["samples"]
     return [
         result.suite,
         result.agent,
-        str(metrics.pass_at_1.n),
-        str(result.config["samples"]),
+        f"{metrics.pass_at_1.n}" + (f" x {samples}" if samples > 1 else ""),
         percent(metrics.pass_at_1.value),
         interval(metrics.pass_at_1),
         str(metrics.excluded),
-        f"{use.code_turns:.2f}",
-        percent(use.cell_errors),
+        f"{result.seconds:.0f}",
     ]
 
 
@@ -144,7 +139,10 @@ def _level_section(metrics: Metrics) -> list[str]:
 
 def _use_section(metrics: Metrics) -> list[str]:
     use = metrics.tool_use
-    lines = [f"- {use.turns:.2f} turns per episode, {use.code_turns:.2f} of them with code that ran"]
+    lines = [
+        f"- {use.turns:.2f} turns per episode, {use.code_turns:.2f} of them with code that ran",
+        f"- {percent(use.cell_errors)} of {use.cells} cells ended with an error",
+    ]
     if use.sampled_tokens is not None:
         lines.append(f"- {use.sampled_tokens:.1f} sampled tokens per episode")
     stops = ", ".join(f"{name} {count}" for name, count in use.stop_reasons.items())
@@ -182,7 +180,7 @@ def points(share: float) -> str:
 
 def interval(estimate: Estimate) -> str:
     """Write the interval of an estimate."""
-    return f"{percent(estimate.low)} to {percent(estimate.high)}"
+    return f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}"
 
 
 def _cell(text: str) -> str:

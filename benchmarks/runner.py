@@ -24,7 +24,6 @@ from agents.base import Agent, WeightedAgent
 from agents.llm import LLMAgent
 from agents.rollout import CollectConfig, collect
 from benchmarks.metrics import Metrics, summarize
-from benchmarks.progress import Advance
 from benchmarks.report import bench_markdown
 from benchmarks.suites import Suite
 from mathenv.env import local_interpreter
@@ -74,7 +73,8 @@ def run_bench(
     concurrency: int = 32,
     seed: int = 0,
     interpreter: str | Interpreter = "local",
-    progress: Progress | Advance | None = None,
+    progress: Progress | None = None,
+    details: Mapping[str, Any] | None = None,
 ) -> BenchResult:
     """Bring `out` to `samples` episodes per problem and score them.
 
@@ -83,6 +83,7 @@ def run_bench(
         data, limit: as in `Suite.load`; the draw of `limit` problems is the same for all seeds.
         seed: fixes sampling and the interpreters' seeds, with problem and sample number.
         progress: called with the number of finished episodes and the total.
+        details: what else identifies the agent, e.g. a hash of its weights.
 
     Raises:
         ConfigError: `out` holds a run with other settings, or an argument is wrong.
@@ -98,7 +99,7 @@ def run_bench(
         "samples": samples,
         "seed": seed,
         "horizon": horizon,
-        "agent": describe_agent(player),
+        "agent": {**describe_agent(player), **(details or {})},
     }
     claim(out, config)
     if isinstance(interpreter, str):
@@ -172,8 +173,7 @@ def describe_agent(agent: Agent) -> dict[str, Any]:
             "instruction": agent.renderer.instruction,
             "tokenizer": agent.renderer.fingerprint,
         }
-    fingerprint = getattr(agent, "fingerprint", None)
-    return description | ({"fingerprint": fingerprint} if fingerprint else {})
+    return description
 
 
 def environment(interpreter: Interpreter) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from rich.text import Text
 from mathenv.errors import DataError
 from mathenv.types import ExecutionStatus, Problem, StopReason, Trajectory, Turn
 
-_FENCED = re.compile(r"^[ \t]*```([^`\n]*)\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_FENCED = re.compile(
+    r"^[ \t]*```([^`\n]*)\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 

@@ -26,6 +26,7 @@ from agents.rollout import CollectConfig, collect
 from learners.checkpoint import drop_state, step_folders
 from learners.diagnose import diagnose
 from learners.learner import Learner, LearnerConfig, make_learner
+from learners.preferences import Example
 from learners.reporter import Reporter
 from learners.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError
@@ -38,7 +39,6 @@ class IterateConfig:
     """One run of the online loop. Defaults follow the paper where it says something.
 
     Args:
-        learner: name of the learner, see `learners.learner_names()`.
         iterations: rounds of sampling and training (paper: 3).
         current_samples, previous_samples: the mixture per problem (paper: 20 and 10).
         reference: "last" moves the reference to the newest policy (paper's default),
@@ -48,13 +48,10 @@ class IterateConfig:
         seed: fixes sampling, pairing and the order of training.
     """
 
-    learner: str = "mdpo"
     iterations: int = 3
     current_samples: int = 20
     previous_samples: int = 10
     reference: str = "last"
-    loss: LearnerConfig = field(default_factory=LearnerConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
     sampling: SamplingParams = field(default_factory=SamplingParams)
     collect: CollectConfig = field(default_factory=CollectConfig)
     seed: int = 0
@@ -64,6 +61,14 @@ class IterateConfig:
             raise ConfigError(f"reference must be 'last' or 'first', not {self.reference!r}")
         if self.iterations < 1 or self.current_samples + self.previous_samples < 1:
             raise ConfigError("an iterative run needs at least one iteration and one sample")
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How a learner learns: its loss settings and its training settings."""
+
+    loss: LearnerConfig = field(default_factory=LearnerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,8 @@ def iterate(
     start: Path,
     previous: Path,
     data: Data,
+    learner_name: str,
+    method: Method,
     config: IterateConfig,
     run: Path,
     reporter: Reporter | None = None,
@@ -110,7 +117,7 @@ def iterate(
     `previous` is the second member of the first mixture (paper: an earlier SFT epoch).
     """
     reporter = reporter or Reporter()
-    learner = make_learner(config.learner, config.loss)
+    learner = make_learner(learner_name, method.loss)
     policies = _Policies(start, previous, start)
     results = []
     for number in range(1, config.iterations + 1):
@@ -119,7 +126,9 @@ def iterate(
         trajectories: Sequence[Trajectory] = data.demonstrations
         if not learner.from_demonstrations:
             trajectories = _sample(policies, prompts, config, number, folder, reporter)
-        checkpoints = _train(learner, trajectories, policies, config, number, folder, reporter)
+        seed = config.seed * 1000 + number
+        examples = _select(learner, trajectories, seed, number, folder, reporter)
+        checkpoints = _train(learner, examples, method, policies, seed, number, folder, reporter)
         result = _choose(policies, checkpoints, data.validation, config, number, folder, reporter)
         results.append(result)
         policies = _Policies(
@@ -170,36 +179,41 @@ def _sample(
     return list(read_trajectories(file))
 
 
-def _train(
+def _select(
     learner: Learner,
     trajectories: Sequence[Trajectory],
+    seed: int,
+    number: int,
+    folder: Path,
+    reporter: Reporter,
+) -> list[Example]:
+    """Make training examples and write down which, and what was left out."""
+    examples, selection = learner.examples(trajectories, seed=seed)
+    record = {"counts": selection.counts(), "provenance": selection.provenance}
+    write_atomic(folder / "selection.json", json.dumps(record, indent=1))
+    reporter.say(
+        f"iteration {number}: {selection.examples} examples from {selection.problems_used} of "
+        f"{selection.problems} problems ({selection.all_right} always right, "
+        f"{selection.all_wrong} never right, {selection.excluded_infra} episodes excluded)"
+    )
+    return examples
+
+
+def _train(
+    learner: Learner,
+    examples: Sequence[Example],
+    method: Method,
     policies: _Policies,
-    config: IterateConfig,
+    seed: int,
     number: int,
     folder: Path,
     reporter: Reporter,
 ) -> list[Path]:
-    seed = config.seed * 1000 + number
-    examples, selection = learner.examples(trajectories, seed=seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(
-        folder / "selection.json",
-        json.dumps({"counts": selection.counts(), "provenance": selection.provenance}, indent=1),
-    )
-    reporter.say(
-        f"iteration {number}: {selection.examples} examples from {selection.problems_used} of "
-        f"{selection.problems} problems ({selection.all_right} all right, {selection.all_wrong} "
-        f"without a right answer, {selection.excluded_infra} episodes excluded)"
-    )
     stage = Stage(policies.current, folder / "train", policies.reference, seed)
+    if (folder / "result.json").exists():  # finished before: optimizer states are gone
+        return [path for _, path in step_folders(stage.out)]
     with reporter.stage(f"iteration {number}: {learner.name}", None, "steps") as advance:
-        return train(
-            learner,
-            examples,
-            config.train,
-            stage,
-            on_step=lambda step, steps, metrics: advance(step, steps, metrics),
-        )
+        return train(learner, examples, method.train, stage, on_step=advance)
 
 
 def _choose(

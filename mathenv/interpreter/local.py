@@ -150,8 +150,10 @@ class LocalSession:
         if end is End.FLOOD:
             text = f"OutputLimitError: more than {limits.output_bytes} bytes of output"
             return ExecutionStatus.OUTPUT_LIMIT, [f"{text}; the session was killed"]
-        if end is End.GARBAGE:
-            return ExecutionStatus.DIED, ["SessionDied: the cell wrote to the control channel"]
+        if end is End.GARBAGE or not process.ended(1.0):
+            return ExecutionStatus.DIED, [
+                "SessionDied: the cell used or closed the control channel"
+            ]
         return _cause_of_death(process.autopsy(), limits)
 
 
@@ -160,14 +162,16 @@ def _cause_of_death(
 ) -> tuple[ExecutionStatus, list[str | int]]:
     code = int(report["code"])
     if code == -signal.SIGKILL:  # a cell cannot send this: the kernel or an operator did
-        if report["cpu"] >= 0.9 * limits.session_cpu_seconds:
+        # Half: the kernel enforces the limit by counting ticks, which is not what it reports.
+        if report["cpu"] >= 0.5 * limits.session_cpu_seconds:
             text = (
                 f"TimeoutError: the session used its {limits.session_cpu_seconds:g} s of CPU time"
             )
             return ExecutionStatus.TIMEOUT, [text]
         if report["rss"] >= limits.memory_bytes / 2:
             return ExecutionStatus.MEMORY, ["MemoryError: the session was killed, out of memory"]
-        raise InfraError("the session was killed from outside")
+        used = f"{report['cpu']:.2f} s of CPU time and {report['rss'] / 2**20:.0f} MiB"
+        raise InfraError(f"the session was killed from outside after {used}")
     if code == -signal.SIGSYS:
         return ExecutionStatus.BLOCKED, ["SessionDied: forbidden system call"]
     how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"

@@ -154,6 +154,12 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
 
+    def ended(self, seconds: float) -> bool:
+        """Whether the process ends within `seconds`: its channel may close before, or alone."""
+        poll = select.poll()  # not select(), which refuses descriptors above 1023
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(math.ceil(seconds * 1000)))
+
     def autopsy(self) -> dict[str, Any]:
         """How the process ended: exit code (negative: signal), CPU seconds, peak bytes."""
         report = self.zygote.request({"op": "end", "pid": self.pid}, [])[0]
@@ -169,7 +175,7 @@ class Process:
             if mine:
                 self.signal(signal.SIGKILL)
                 if self.scratch:  # nothing may write there while it is removed
-                    select.select([self.pidfd], [], [], 5.0)
+                    self.ended(5.0)
             os.close(self.pidfd)
         if self.pid and mine:
             self.zygote.dead.append(self.pid)
@@ -178,13 +184,26 @@ class Process:
 
 
 def _remove(path: str) -> None:
-    """Remove a folder that hostile code may have filled; `shutil.rmtree` recurses and dies."""
-    try:
-        os.rmdir(path)
-    except FileNotFoundError:
-        return
-    except OSError:
-        subprocess.run(["rm", "-rf", "--", path], check=False)
+    """Remove a folder that hostile code may have filled.
+
+    Subfolders move up before they are emptied, so that depth does not matter
+    (`shutil.rmtree` fails with RecursionError at 3,000 levels), and folders that the cell
+    has locked are opened. Nothing may run in the folder any more.
+    """
+    pending, moved = [path], 0
+    with contextlib.suppress(OSError):
+        while pending:
+            folder = pending.pop()
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if not entry.is_dir(follow_symlinks=False):
+                        os.unlink(entry.path)
+                        continue
+                    moved += 1
+                    os.chmod(entry.path, 0o700)  # the cell may have locked it
+                    os.rename(entry.path, f"{path}-{moved}")
+                    pending.append(f"{path}-{moved}")
+            os.rmdir(folder)
 
 
 class Zygote:

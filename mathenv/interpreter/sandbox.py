@@ -23,7 +23,8 @@ _COLUMN, _AUDIT_ARCH = _MACHINES.get(platform.machine(), (-1, 0))
 
 # name, x86-64 number, aarch64 number ("-": the machine has no such call), taken from
 # the kernel's asm/unistd_64.h and asm-generic/unistd.h. An allow-list: what is not here
-# is refused, so a call added to a later kernel is refused too.
+# is refused, so a call added to a later kernel is refused too. chmod, utime and truncate
+# by path are left out because Landlock (the last one: before ABI 3) does not cover them.
 _ALLOWED = """
 read 0 63; write 1 64; readv 19 65; writev 20 66; pread64 17 67; pwrite64 18 68
 preadv 295 69; pwritev 296 70; preadv2 327 286; pwritev2 328 287; open 2 -; openat 257 56
@@ -37,9 +38,8 @@ newfstatat 262 79; statx 332 291; statfs 137 43; fstatfs 138 44; getdents 78 -
 getdents64 217 61; getcwd 79 17; chdir 80 49; fchdir 81 50; readlink 89 -; readlinkat 267 78
 creat 85 -; mkdir 83 -; mkdirat 258 34; rmdir 84 -; rename 82 -; renameat 264 38
 renameat2 316 276; link 86 -; linkat 265 37; unlink 87 -; unlinkat 263 35; symlink 88 -
-symlinkat 266 36; chmod 90 -; fchmod 91 52; fchmodat 268 53; umask 95 166; utime 132 -
-utimes 235 -; utimensat 280 88; futimesat 261 -; truncate 76 45; ftruncate 77 46
-fallocate 285 47; fsync 74 82; fdatasync 75 83; fadvise64 221 223; flock 73 32
+symlinkat 266 36; umask 95 166; ftruncate 77 46; fallocate 285 47
+fsync 74 82; fdatasync 75 83; fadvise64 221 223; flock 73 32
 dup 32 23; dup2 33 -; dup3 292 24; pipe 22 -; pipe2 293 59
 select 23 -; pselect6 270 72; poll 7 -; ppoll 271 73; epoll_create 213 -
 epoll_create1 291 20; epoll_ctl 233 21; epoll_wait 232 -; epoll_pwait 281 22
@@ -64,7 +64,7 @@ clone 56 220; kill 62 129; tgkill 234 131; prctl 157 167; prlimit64 302 261
 ioctl 16 29; fcntl 72 25
 """
 # glibc falls back to an older call on ENOSYS, but not on EPERM.
-_ABSENT = "clone3 435 435; fchmodat2 452 452; epoll_pwait2 441 441"
+_ABSENT = "clone3 435 435; epoll_pwait2 441 441"
 _SETUP = """
 seccomp 317 277; landlock_create_ruleset 444 444; landlock_add_rule 445 445
 landlock_restrict_self 446 446; pivot_root 155 41; mount_setattr 442 442; capset 126 91

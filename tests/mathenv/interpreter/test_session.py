@@ -129,6 +129,23 @@ def test_os_exit_ends_the_session_and_the_next_cell_says_so(session):
     assert session.run("1").output == "1"
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os\nos.closerange(0, 100)",
+        "import os\nos.closerange(3, 100)\nwhile True:\n    pass",
+        "import os, struct\nos.write(3, struct.pack('>I', 2) + b'{}')",
+        "import os\nos.write(3, b'\\xff' * 8)\nwhile True:\n    pass",
+        "import os, struct\nos.write(3, struct.pack('>I', 10**5) + b'[' * 10**5)",
+    ],
+)
+def test_abuse_of_the_control_channel_is_never_our_fault(session, code):
+    result = session.run(code)
+    assert result.status is ExecutionStatus.DIED
+    assert result.session_lost
+    assert session.run("1").output == f"{RESTARTED}\n1"
+
+
 def test_input_meets_the_end_of_file(session):
     assert session.run("input('number: ')").output.endswith("EOFError: EOF when reading a line")
 

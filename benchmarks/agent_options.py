@@ -1,0 +1,167 @@
+"""Which agent a command uses: shared flags, and a table of kinds to which one line adds one.
+
+Kinds that need torch are imported when they are chosen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from agents.base import Agent, SamplingParams
+from agents.scripted import OracleAgent, ReplayAgent
+from mathenv.errors import ConfigError
+from mathenv.store import read_trajectories
+from mathenv.types import Problem
+
+AgentKind = Literal["oracle", "transformers", "replay"]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOptions:
+    """Which agent plays, and how it samples.
+
+    Args:
+        agent: `oracle` plays reference solutions (a check of everything but the model),
+            `transformers` samples from a model, `replay` repeats stored trajectories.
+        model: folder or Hugging Face id of the model (agent `transformers`).
+        trajectories: .jsonl file or folder to repeat (agent `replay`).
+        temperature: 0 is greedy. Left out: 0 for one sample, 1 for several.
+        top_p: nucleus sampling, 1 is off.
+        max_turn_tokens: most tokens of one turn.
+        max_tokens: most tokens of a whole trajectory, prompt and outputs included.
+        device: where the model runs, e.g. cpu or cuda.
+        dtype: type of the weights, e.g. float32 or bfloat16.
+        max_batch: requests decoded together at most; memory grows with it.
+        name: what results call the agent. Left out: the last part of the model's path.
+    """
+
+    agent: AgentKind = "oracle"
+    model: str | None = None
+    trajectories: Path | None = None
+    temperature: float | None = None
+    top_p: float = 1.0
+    max_turn_tokens: int = 512
+    max_tokens: int = 2048
+    device: str = "cpu"
+    dtype: str = "float32"
+    max_batch: int = 128
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAgent:
+    """A ready agent. `details` identifies what its name does not, e.g. the weights.
+
+    `least_horizon` is the number of turns its script needs (0: it has none).
+    """
+
+    agent: Agent
+    details: Mapping[str, Any]
+    least_horizon: int = 0
+
+
+Opener = Callable[
+    [AgentOptions, Sequence[Problem], SamplingParams], AbstractContextManager[OpenAgent]
+]
+
+
+@contextmanager
+def open_agent(
+    options: AgentOptions, problems: Sequence[Problem], *, samples: int = 1
+) -> Iterator[OpenAgent]:
+    """Load the agent for these problems, and free its memory after.
+
+    Raises:
+        ConfigError: a flag is missing or does not fit the kind of agent.
+    """
+    with AGENTS[options.agent](options, problems, _sampling(options, samples)) as opened:
+        yield opened
+
+
+@contextmanager
+def _oracle(
+    options: AgentOptions, problems: Sequence[Problem], sampling: SamplingParams
+) -> Iterator[OpenAgent]:
+    for flag, value in (("--model", options.model), ("--trajectories", options.trajectories)):
+        if value is not None:
+            raise ConfigError(f"the oracle takes no {flag}: choose another --agent")
+    longest = max(max(1, len(problem.solution)) for problem in problems)
+    yield OpenAgent(OracleAgent(problems), {}, least_horizon=longest + 1)
+
+
+@contextmanager
+def _replay(
+    options: AgentOptions, problems: Sequence[Problem], sampling: SamplingParams
+) -> Iterator[OpenAgent]:
+    if options.trajectories is None:
+        raise ConfigError("--agent replay needs --trajectories, a .jsonl file or its folder")
+    stored = list(read_trajectories(options.trajectories))
+    digest = hashlib.sha256(repr([t.key for t in stored]).encode()).hexdigest()[:16]
+    longest = max((len(t.turns) for t in stored), default=0)
+    agent = ReplayAgent(stored, name=options.name or "replay")
+    yield OpenAgent(agent, {"trajectories_sha256": digest}, least_horizon=longest)
+
+
+@contextmanager
+def _transformers(
+    options: AgentOptions, problems: Sequence[Problem], sampling: SamplingParams
+) -> Iterator[OpenAgent]:
+    if options.model is None:
+        raise ConfigError("--agent transformers needs --model, a folder or a Hugging Face id")
+    load_policy = import_module("agents.policy").load_policy
+    import_module("transformers.utils.logging").disable_progress_bar()
+    name = options.name or Path(options.model).name
+    details = {"model": options.model, "dtype": options.dtype}
+    if Path(options.model).is_dir():
+        details = {"model_sha256": folder_hash(Path(options.model)), "dtype": options.dtype}
+    with load_policy(
+        options.model,
+        sampling,
+        name=name,
+        device=options.device,
+        dtype=options.dtype,
+        max_batch=options.max_batch,
+    ) as agent:
+        yield OpenAgent(agent, details)
+
+
+AGENTS: dict[AgentKind, Opener] = {
+    "oracle": _oracle,
+    "transformers": _transformers,
+    "replay": _replay,
+}
+
+
+def folder_hash(folder: Path) -> str:
+    """Return a hash of a model folder's weights and configuration, 16 hex digits.
+
+    Reads everything: about a second per gigabyte.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".bin") or file.name == "config.json":
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _sampling(options: AgentOptions, samples: int) -> SamplingParams:
+    temperature = options.temperature
+    if temperature is None:
+        temperature = 0.0 if samples == 1 else 1.0
+    if temperature < 0 or not 0 < options.top_p <= 1:
+        raise ConfigError("--temperature must not be negative, --top-p must lie in (0, 1]")
+    if temperature == 0 and samples > 1 and options.agent == "transformers":
+        raise ConfigError(
+            f"{samples} greedy samples would all be the same: set --temperature, or one sample"
+        )
+    if min(options.max_turn_tokens, options.max_tokens, options.max_batch) < 1:
+        raise ConfigError("--max-turn-tokens, --max-tokens and --max-batch must be at least 1")
+    return SamplingParams(temperature, options.top_p, options.max_turn_tokens, options.max_tokens)

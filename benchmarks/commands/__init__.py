@@ -1,0 +1,1 @@
+"""The sub-commands of `mathenv`, one file each. `benchmarks.cli` lists them."""

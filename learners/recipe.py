@@ -1,0 +1,104 @@
+"""A recipe: everything a run needs, as typed dataclasses filled from a TOML file.
+
+A table in the file is a dataclass here, a key is a field, and a key that is not one is
+an error. The recipes that ship are in `recipes/`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+import cattrs
+from cattrs.errors import BaseValidationError
+
+from agents.tiny import TinyConfig
+from learners.iterate import IterateConfig, Method
+from learners.train import TrainConfig
+from mathenv.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemsConfig:
+    """Which problems a run uses, and how many for what. Ranges never overlap.
+
+    Args:
+        source: a registered name (`words`, `gsm8k`, `math`) or a JSONL path.
+        data: local folder or file with the rows; without it the hub is asked.
+        demonstrations: training problems whose reference solutions are shown (SFT).
+        prompts: further training problems, answers only, split over the iterations.
+        validation: problems that choose checkpoints. Taken from the validation split
+            where the source has one, else from the training split.
+        test: problems of the reported numbers, never used for a choice.
+        seed: which problems are drawn.
+    """
+
+    source: str = "words"
+    data: str | None = None
+    demonstrations: int = 1500
+    prompts: int = 900
+    validation: int = 200
+    test: int = 600
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One experiment, from a base model to a trained policy.
+
+    Args:
+        model: a folder or hub id, or "tiny" for the embedded default made on the spot.
+        tiny: shape of the embedded model, where it is used.
+        sft: supervised fine-tuning on the demonstrations; its last checkpoint starts the
+            loop and the one before is the first mixture's second member.
+        learner: name of the learner, see `learners.learner_names()`.
+        methods: settings by learner's name; a learner without an entry has the defaults.
+        threads: torch threads; results are repeatable for a fixed number.
+        seed: fixes initial weights, order and sampling.
+    """
+
+    model: str = "tiny"
+    tiny: TinyConfig = field(default_factory=TinyConfig)
+    problems: ProblemsConfig = field(default_factory=ProblemsConfig)
+    sft: TrainConfig = field(default_factory=TrainConfig)
+    learner: str = "mdpo"
+    iterate: IterateConfig = field(default_factory=IterateConfig)
+    methods: dict[str, Method] = field(default_factory=dict)
+    threads: int = 2
+    seed: int = 0
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """Load a recipe that ships (by name) or a TOML file (by path).
+
+    Raises:
+        ConfigError: there is none, or a key or value in it is wrong; the message says which.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        path = Path(str(files("learners") / "recipes" / f"{name}.toml"))
+    if not path.exists():
+        raise ConfigError(
+            f"no recipe {name}: give a .toml file or one of {', '.join(recipe_names())}"
+        )
+    try:
+        return _converter().structure(tomllib.loads(path.read_text()), Recipe)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except BaseValidationError as error:
+        raise ConfigError(f"{path}: " + "; ".join(cattrs.transform_error(error))) from error
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship."""
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in (files("learners") / "recipes").iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def _converter() -> cattrs.Converter:
+    return cattrs.Converter(forbid_extra_keys=True, prefer_attrib_converters=True)

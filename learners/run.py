@@ -1,0 +1,176 @@
+"""A whole run of a recipe in one folder: base model, demonstrations, SFT, iterations.
+
+    run/manifest.json        recipe, seed, versions, machine
+    run/base/                the starting model
+    run/sft/                 demonstrations.jsonl, train/step-N
+    run/<learner>/           iteration-N/, see `iterate`
+
+Every part is resumable: the same call goes on where a killed one stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from agents.base import WeightedAgent
+from agents.models.transformers import load_tokenizer
+from agents.rendering import ChatRenderer
+from agents.rollout import CollectConfig, collect
+from agents.scripted import OracleAgent
+from agents.tiny import make_tiny
+from learners.checkpoint import drop_state, step_folders
+from learners.iterate import Data, IterationResult, Method, iterate
+from learners.learner import make_learner
+from learners.recipe import ProblemsConfig, Recipe
+from learners.reporter import Reporter
+from learners.train import Stage, train
+from mathenv.errors import ConfigError
+from mathenv.manifest import environment
+from mathenv.problems import load_problems
+from mathenv.store import TrajectoryStore, read_trajectories, write_atomic
+from mathenv.types import Problem, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemSets:
+    """Disjoint problem sets of one run."""
+
+    demonstrations: Sequence[Problem]
+    prompts: Sequence[Problem]
+    validation: Sequence[Problem]
+    test: Sequence[Problem]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where the loop begins: the SFT policy, an earlier one, and the demonstrations."""
+
+    policy: Path
+    previous: Path
+    demonstrations: Sequence[Trajectory]
+
+
+def problem_sets(config: ProblemsConfig) -> ProblemSets:
+    """Load and cut the problems.
+
+    Raises:
+        ConfigError: the source has too few.
+    """
+    wanted = config.demonstrations + config.prompts
+    own_validation = config.source.startswith("words")
+    extra = 0 if own_validation else config.validation
+    train_set = _load(config, "train", wanted + extra)
+    validation = _load(config, "validation", config.validation) if own_validation else []
+    return ProblemSets(
+        demonstrations=train_set[: config.demonstrations],
+        prompts=train_set[config.demonstrations : wanted],
+        validation=validation or train_set[wanted:],
+        test=_load(config, "test", config.test),
+    )
+
+
+def _load(config: ProblemsConfig, split: str, count: int) -> Sequence[Problem]:
+    if count == 0:
+        return ()
+    found = load_problems(config.source, split, data=config.data, limit=count, seed=config.seed)
+    if len(found) < count:
+        raise ConfigError(f"{config.source}/{split} has {len(found)} problems, {count} are needed")
+    return found
+
+
+def prepare(run: Path, recipe: Recipe) -> None:
+    """Open the run folder and pin it to the recipe.
+
+    Raises:
+        ConfigError: the folder belongs to another recipe.
+    """
+    torch.set_num_threads(recipe.threads)
+    run.mkdir(parents=True, exist_ok=True)
+    file = run / "manifest.json"
+    # Learners share a folder's base and SFT, so that they start from the same policy.
+    wanted = json.loads(json.dumps({**asdict(recipe), "learner": "any"}))
+    if file.exists():
+        found = json.loads(file.read_text())["recipe"]
+        changed = sorted(k for k in wanted if found.get(k) != wanted[k])
+        if changed:
+            raise ConfigError(
+                f"{run} was started with another recipe (differs in {', '.join(changed)}); "
+                "choose another run folder or remove this one"
+            )
+        return
+    write_atomic(file, json.dumps({"recipe": wanted, "environment": environment()}, indent=1))
+
+
+def fine_tune(run: Path, recipe: Recipe, sets: ProblemSets, reporter: Reporter) -> Start:
+    """Make the base model, write demonstrations through the interpreter, and run SFT."""
+    base = _base(run, recipe)
+    folder = run / "sft"
+    demonstrations = _demonstrations(folder, base, sets.demonstrations, recipe, reporter)
+    learner = make_learner("sft")
+    examples, _ = learner.examples(demonstrations, seed=recipe.seed)
+    stage = Stage(base, folder / "train", seed=recipe.seed)
+    with reporter.stage("supervised fine-tuning", None, "steps") as advance:
+        done = folder / "done"
+        if not done.exists():
+            train(learner, examples, recipe.sft, stage, on_step=advance)
+            for _, path in step_folders(folder / "train"):
+                drop_state(path)
+            write_atomic(done, "")
+    checkpoints = [path for _, path in step_folders(folder / "train")]
+    return Start(checkpoints[-1], checkpoints[-2:][0], demonstrations)
+
+
+def run_iterations(
+    run: Path, recipe: Recipe, sets: ProblemSets, start: Start, reporter: Reporter
+) -> list[IterationResult]:
+    """Run the recipe's online loop from the fine-tuned policy, in `run/<learner>`."""
+    data = Data(sets.prompts, sets.validation, start.demonstrations)
+    config = replace(recipe.iterate, seed=recipe.seed)
+    method = recipe.methods.get(recipe.learner, Method())
+    folder = run / recipe.learner
+    return iterate(
+        start.policy, start.previous, data, recipe.learner, method, config, folder, reporter
+    )
+
+
+def _base(run: Path, recipe: Recipe) -> Path:
+    if recipe.model != "tiny":
+        return Path(recipe.model)
+    base = run / "base"
+    if not base.exists():
+        partial = make_tiny(run / ".base.partial", config=recipe.tiny, seed=recipe.seed)
+        partial.rename(base)
+    return base
+
+
+def _demonstrations(
+    folder: Path,
+    base: Path,
+    problems: Sequence[Problem],
+    recipe: Recipe,
+    reporter: Reporter,
+) -> list[Trajectory]:
+    """Reference solutions as trajectories: real interpreter output, tokens as rendered."""
+    file = folder / "demonstrations.jsonl"
+    with (
+        TrajectoryStore(file) as store,
+        reporter.stage("demonstrations", len(problems), "trajectories") as advance,
+    ):
+        collect(
+            [WeightedAgent(OracleAgent(problems))],
+            problems,
+            store,
+            CollectConfig(horizon=recipe.iterate.collect.horizon, seed=recipe.seed),
+            progress=lambda t, done, total: advance(done, total),
+        )
+    renderer = ChatRenderer(load_tokenizer(base))
+    return [
+        replace(t, tokens=renderer.record_turns(t.problem.question, t.turns))
+        for t in read_trajectories(file)
+        if t.grade.correct
+    ]

@@ -1,0 +1,176 @@
+"""Every statistic against a second computation: equations, enumeration, closed forms."""
+
+import itertools
+import math
+from statistics import fmean, stdev
+
+import numpy as np
+import pytest
+
+from benchmarks import metrics
+from mathenv.errors import ConfigError
+from mathenv.types import ExecutionStatus
+
+Z = 1.959963984540054  # standard normal, 97.5%
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 10), (3, 10), (9, 10), (10, 10), (977, 1319)])
+def test_wilson_bounds_solve_the_score_equation(successes: int, n: int) -> None:
+    estimate = metrics.wilson(successes, n)
+    assert estimate.low <= estimate.value == successes / n <= estimate.high
+    for bound in (estimate.low, estimate.high):
+        if 0 < bound < 1:
+            distance = abs(successes / n - bound)
+            assert distance == pytest.approx(Z * math.sqrt(bound * (1 - bound) / n), rel=1e-9)
+
+
+def test_wilson_known_values() -> None:
+    """Ends have the closed form z^2 / (n + z^2)."""
+    assert metrics.wilson(0, 10).low == 0.0
+    assert metrics.wilson(0, 10).high == pytest.approx(Z**2 / (10 + Z**2))
+    assert metrics.wilson(10, 10).low == pytest.approx(10 / (10 + Z**2))
+    assert metrics.wilson(10, 10).high == 1.0
+
+
+def test_wilson_refuses_what_is_no_share() -> None:
+    with pytest.raises(ConfigError):
+        metrics.wilson(3, 2)
+    with pytest.raises(ConfigError):
+        metrics.wilson(0, 0)
+
+
+def _all_resampled_means(values: list[float]) -> np.ndarray:
+    return np.array([fmean(draw) for draw in itertools.product(values, repeat=len(values))])
+
+
+def test_cluster_bootstrap_agrees_with_all_resamples() -> None:
+    results = {"a": (1.0, 1.0), "b": (0.0, 1.0), "c": (0.0, 0.0), "d": (1.0, 0.0, 0.0), "e": (1.0,)}
+    estimate = metrics.cluster_bootstrap(results, resamples=200_000)
+    exact = _all_resampled_means([fmean(v) for v in results.values()])
+    assert estimate.value == pytest.approx(fmean(fmean(v) for v in results.values()))
+    assert estimate.low == pytest.approx(np.quantile(exact, 0.025), abs=0.02)
+    assert estimate.high == pytest.approx(np.quantile(exact, 0.975), abs=0.02)
+
+
+def test_cluster_bootstrap_approaches_the_normal_interval() -> None:
+    rng = np.random.default_rng(1)
+    results = {str(i): tuple(rng.integers(0, 2, 4).astype(float)) for i in range(2000)}
+    estimate = metrics.cluster_bootstrap(results)
+    means = [fmean(v) for v in results.values()]
+    half = Z * stdev(means) / math.sqrt(len(means))
+    assert estimate.low == pytest.approx(fmean(means) - half, rel=0.01)
+    assert estimate.high == pytest.approx(fmean(means) + half, rel=0.01)
+    assert (estimate.n, estimate.method) == (2000, "bootstrap")
+
+
+def test_samples_of_one_problem_are_not_independent() -> None:
+    """40 equal samples of 10 problems must be as uncertain as 1 sample of 10 problems."""
+    many = {str(i): (float(i < 6),) * 40 for i in range(10)}
+    estimate = metrics.pass_at_1(many)
+    assert estimate.value == pytest.approx(0.6)
+    assert estimate.high - estimate.low > 0.5
+
+
+def test_no_certainty_from_equal_problems() -> None:
+    assert metrics.pass_at_1({"a": (1.0, 1.0), "b": (1.0, 1.0)}) == metrics.wilson(2, 2)
+
+
+def test_pass_at_1_weighs_problems_equally() -> None:
+    assert metrics.pass_at_1({"a": (1.0,), "b": (0.0, 0.0, 0.0)}).value == 0.5
+
+
+def test_pass_at_1_of_single_samples_is_wilson() -> None:
+    results = {"a": (1.0,), "b": (0.0,), "c": (1.0,)}
+    assert metrics.pass_at_1(results) == metrics.wilson(2, 3)
+    with pytest.raises(ConfigError, match="nothing to score"):
+        metrics.pass_at_1({})
+
+
+def test_paired_bootstrap_agrees_with_all_resamples() -> None:
+    first = {"a": (0.0,), "b": (0.0,), "c": (1.0,), "d": (0.0,), "e": (1.0,), "f": (0.0,)}
+    second = {"a": (1.0,), "b": (1.0,), "c": (1.0,), "d": (1.0,), "e": (0.0,), "f": (1.0,)}
+    result = metrics.paired_bootstrap(first, second, resamples=200_000)
+    differences = [second[k][0] - first[k][0] for k in first]
+    exact = _all_resampled_means(differences)
+    observed = fmean(differences)
+    extreme = np.abs(exact - observed) >= abs(observed) - 1e-12
+    assert result.value == pytest.approx(observed)
+    assert result.p_value == pytest.approx(extreme.mean(), abs=0.005)
+    assert result.low == pytest.approx(np.quantile(exact, 0.025), abs=1e-9)
+    assert result.high == pytest.approx(np.quantile(exact, 0.975), abs=1e-9)
+
+
+def test_paired_bootstrap_of_equal_runs() -> None:
+    same = {"a": (1.0,), "b": (0.0,)}
+    result = metrics.paired_bootstrap(same, same)
+    assert (result.value, result.low, result.high, result.p_value) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_paired_bootstrap_uses_shared_problems_and_the_seed() -> None:
+    first = {str(i): (float(i % 3 == 0),) for i in range(60)}
+    second = {str(i): (float(i % 2 == 0),) for i in range(10, 70)}
+    result = metrics.paired_bootstrap(first, second, seed=3)
+    assert result.n == 50
+    assert result == metrics.paired_bootstrap(first, second, seed=3)
+    assert result != metrics.paired_bootstrap(first, second, seed=4)
+    with pytest.raises(ConfigError, match="no problem"):
+        metrics.paired_bootstrap({"a": (1.0,)}, {"b": (1.0,)})
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (5, 1), (7, 7), (9, 2)])
+def test_mcnemar_agrees_with_all_sign_patterns(gained: int, lost: int) -> None:
+    first = {f"g{i}": (0.0,) for i in range(gained)} | {f"l{i}": (1.0,) for i in range(lost)}
+    second = {f"g{i}": (1.0,) for i in range(gained)} | {f"l{i}": (0.0,) for i in range(lost)}
+    first["tie"] = second["tie"] = (1.0,)
+    n = gained + lost
+    at_least = [
+        abs(2 * sum(signs) - n) >= abs(gained - lost)
+        for signs in itertools.product((0, 1), repeat=n)
+    ]
+    assert metrics.mcnemar(first, second) == pytest.approx(fmean(at_least))
+    assert metrics.mcnemar(second, first) == metrics.mcnemar(first, second)
+
+
+def test_mcnemar_needs_single_samples() -> None:
+    with pytest.raises(ConfigError, match="one sample"):
+        metrics.mcnemar({"a": (1.0, 0.0)}, {"a": (1.0, 0.0)})
+
+
+def test_excluded_episodes_are_left_out_and_counted(make_trajectory) -> None:
+    runs = [
+        make_trajectory("a", True),
+        make_trajectory("b", False),
+        make_trajectory("c", False, infra=True, cells=(ExecutionStatus.INFRA,)),
+    ]
+    result = metrics.summarize(runs)
+    assert result.pass_at_1 == metrics.wilson(1, 2)
+    assert (result.episodes, result.excluded) == (3, 1)
+    assert result.tool_use.cells == 2
+    assert result.tool_use.stop_reasons == {"answered": 2, "infra": 1}
+    assert metrics.outcomes(runs) == {"a": (1.0,), "b": (0.0,)}
+
+
+def test_by_level_sorts_and_splits(make_trajectory) -> None:
+    runs = [
+        make_trajectory("a", True, level="10"),
+        make_trajectory("b", False, level="2"),
+        make_trajectory("c", True, level="2"),
+        make_trajectory("d", True, level="2", infra=True),
+        make_trajectory("e", True),
+    ]
+    levels = metrics.by_level(runs)
+    assert list(levels.items()) == [("2", metrics.wilson(1, 2)), ("10", metrics.wilson(1, 1))]
+
+
+def test_tool_use_by_hand(make_trajectory) -> None:
+    ok, error = ExecutionStatus.OK, ExecutionStatus.ERROR
+    use = metrics.tool_use(
+        [
+            make_trajectory("a", True, cells=(ok, error, ok), sampled=10),
+            make_trajectory("b", True, cells=(), sampled=20),
+        ]
+    )
+    assert (use.turns, use.code_turns, use.cells) == (2.5, 1.5, 3)
+    assert use.cell_errors == pytest.approx(1 / 3)
+    assert use.sampled_tokens == 15.0
+    assert metrics.tool_use([make_trajectory("a", True)]).sampled_tokens is None
