@@ -58,12 +58,15 @@ class LLMEpisode:
     async def act(self, observation: str) -> Action | None:
         """Answer the question or the interpreter's output; None when no token fits."""
         renderer, sampling, ledger = self._agent.renderer, self._agent.sampling, self._ledger
+        seen = len(ledger.ids)
         if self._turn == 0:
             renderer.append_prompt(ledger, observation)
         else:
             renderer.append_observation(ledger, self._turn - 1, observation)
         room = sampling.max_tokens - len(ledger.ids)
         if room <= 0:
+            if self._turn > 0:
+                ledger.cut(seen)  # the model never saw this observation
             return None
         completion = await self._session.complete(
             CompletionRequest(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mathenv.errors import RenderError
 from mathenv.protocol import output_block
@@ -35,16 +35,38 @@ class Ledger:
         """Add a run of tokens. `logprobs` belong to sampled tokens only."""
         if logprobs and kind is not SpanKind.SAMPLED:
             raise RenderError("log-probs recorded for tokens that were not sampled")
+        if logprobs and len(logprobs) != len(ids):
+            raise RenderError(f"{len(logprobs)} log-probs recorded for {len(ids)} sampled tokens")
         if not ids:
             return
         self._spans.append(Span(kind, turn, len(self.ids), len(self.ids) + len(ids)))
         self.ids.extend(ids)
         self._logprobs.extend(logprobs)
 
+    def cut(self, length: int) -> None:
+        """Take back what was appended after the first `length` tokens and never sent."""
+        if any(s.end > length for s in self._spans if s.kind is SpanKind.SAMPLED):
+            raise RenderError("sampled tokens cannot be taken back")
+        self._spans = [span for span in self._spans if span.end <= length]
+        del self.ids[length:]
+
     def record(self) -> TokenRecord:
         return TokenRecord(
             tuple(self.ids), tuple(self._spans), tuple(self._logprobs), self._fingerprint
         )
+
+
+class _Parts(NamedTuple):
+    """The constant texts: around the first question, then around each later user turn.
+
+    `lead` is blank text that the template puts before a written answer.
+    """
+
+    before: str
+    opening: str
+    middle: str
+    closing: str
+    lead: str
 
 
 class ChatRenderer:
@@ -55,7 +77,8 @@ class ChatRenderer:
         instruction: text put before the question, after a blank line (none by default).
 
     Raises:
-        RenderError: the template is missing, drops contents or rewrites earlier turns.
+        RenderError: the template is missing, drops contents (reasoning between `<think>` and
+            `</think>` too) or rewrites earlier turns; or no special token ends a turn.
     """
 
     def __init__(self, tokenizer: Any, *, instruction: str = "") -> None:
@@ -66,14 +89,10 @@ class ChatRenderer:
             )
         self.tokenizer = tokenizer
         self.instruction = instruction
-        before, self._open, middle, closing = self._cut_template()
-        self._before = self._scaffold(before)
-        self._opening = self._scaffold(self._open)
-        self._middle = self._scaffold(middle)
-        self._closing = self._scaffold(closing)
-        if not self._middle:
-            raise RenderError("the chat template puts nothing between an answer and the next turn")
-        self.end_id = self._middle[0]
+        parts = self._cut_template()
+        self._before, self._opening, self._middle, self._closing = map(self._scaffold, parts[:4])
+        self._lead = parts.lead
+        self.end_id = self._end_id(parts)
         self.stop_ids = frozenset({self.end_id} | self._eos_ids())
         self.fingerprint = self._fingerprint()
 
@@ -94,7 +113,8 @@ class ChatRenderer:
 
     def action_ids(self, text: str) -> list[int]:
         """Return the tokens of a written (not sampled) turn, end of turn included."""
-        return [*self._content(text), self.end_id]
+        lead = "" if text.startswith(self._lead) else self._lead
+        return [*self._content(lead + text), self.end_id]
 
     def action_text(self, ids: Sequence[int]) -> str:
         """Return the text of sampled ids, without the end-of-turn token."""
@@ -116,34 +136,67 @@ class ChatRenderer:
                 self.append_observation(ledger, number, turn.observation)
         return ledger.record()
 
-    def _cut_template(self) -> tuple[str, str, str, str]:
+    def _cut_template(self) -> _Parts:
         q, a, b, c, d = _HOLES
-        one = self._render([("user", q)])
-        two = self._render([("user", q), ("assistant", a), ("user", b)])
-        three = self._render(
-            [("user", q), ("assistant", a), ("user", b), ("assistant", c), ("user", d)]
-        )
-        if any(text.count(hole) != 1 for hole in (q, a, b, c, d) for text in [three]):
-            raise RenderError("the chat template drops or repeats the content of a message")
-        if not two.startswith(one + a):
+        one = self._render(q)
+        two = self._render(q, a, b)
+        three = self._render(q, a, b, c, d)
+        for text, holes in ((one, [q]), (two, [q, a, b]), (three, [q, a, b, c, d])):
+            if any(text.count(hole) != 1 for hole in holes):
+                raise RenderError("the chat template drops or repeats the content of a message")
+        if f"<think>{c}</think>" not in self._render(q, f"<think>{c}</think>{a}", b):
+            raise RenderError(
+                "the chat template drops the reasoning of earlier turns (<think>), which was "
+                "sampled and is trained on; use a template that keeps it"
+            )
+        lead, found, rest = two.removeprefix(one).partition(a)
+        # Mistral's template puts a blank before an answer, which the model samples itself.
+        if not two.startswith(one) or not found or lead.strip():
             raise RenderError(
                 "the chat template rewrites a turn when the next one is added, so sampled "
                 "tokens would not be the trained ones; use a prefix-preserving template"
             )
         before, opening = one.split(q)
-        middle, closing = two[len(one + a) :].split(b)
-        if three != two + c + middle + d + closing:
+        middle, closing = rest.split(b)
+        if three != two + lead + c + middle + d + closing:
             raise RenderError(
                 "the chat template renders earlier turns differently as the conversation "
                 "grows; use a prefix-preserving template"
             )
-        return before, opening, middle, closing
+        return _Parts(before, opening, middle, closing, lead)
 
-    def _render(self, turns: list[tuple[str, str]]) -> str:
-        messages = [{"role": role, "content": content} for role, content in turns]
-        return str(
-            self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        )
+    def _end_id(self, parts: _Parts) -> int:
+        """Return the token that ends a turn: special, and nothing a content can spell."""
+        # Some tokenizers (Gemma's) list runs of blanks among their added tokens.
+        added = self.tokenizer.added_tokens_decoder
+        control = {number for number, token in added.items() if str(token).strip()}
+        if not self._middle or self._middle[0] not in control:
+            raise RenderError(
+                "the chat template ends an answer with no special token "
+                f"(but with {parts.middle[:20]!r}), so a model cannot end its turn"
+            )
+        spelled = control.intersection(self._content("".join(parts)))
+        if spelled:
+            names = ", ".join(self.tokenizer.convert_ids_to_tokens(sorted(spelled)))
+            raise RenderError(
+                f"the tokenizer reads {names} in ordinary text as control tokens: mark them as "
+                "special, or an output that prints them could close a turn"
+            )
+        return self._middle[0]
+
+    def _render(self, *contents: str) -> str:
+        messages = [
+            {"role": "assistant" if number % 2 else "user", "content": content}
+            for number, content in enumerate(contents)
+        ]
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True
+                )
+            )
+        except Exception as error:  # a template is a program of its own: it may raise anything
+            raise RenderError(f"the chat template cannot be rendered: {error}") from error
 
     def _scaffold(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -158,6 +211,8 @@ class ChatRenderer:
         return set() if eos is None else {eos}
 
     def _fingerprint(self) -> str:
-        backend = self.tokenizer.backend_tokenizer.to_str()
+        backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        for setting in ("padding", "truncation"):  # whatever the last call left there
+            backend.pop(setting, None)
         parts = json.dumps([backend, self.tokenizer.chat_template, self.instruction])
         return hashlib.sha256(parts.encode()).hexdigest()[:16]

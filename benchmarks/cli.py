@@ -35,6 +35,18 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
+    "demo": Command(
+        "benchmarks.commands.iterate",
+        "Demo",
+        "the whole method in minutes on two CPU cores",
+        "mathenv demo --out runs/demo",
+    ),
+    "iterate": Command(
+        "benchmarks.commands.iterate",
+        "Iterate",
+        "run the online loop of a recipe, for one or more learners",
+        "mathenv iterate --recipe tiny --learners mdpo raft sft --seeds 0 1 2 --out runs/table",
+    ),
     "bench": Command(
         "benchmarks.commands.bench",
         "Bench",
@@ -93,15 +105,18 @@ def _run(words: list[str]) -> int:
         return EXIT_ERROR
     kind: Any = getattr(import_module(command.module), command.type_name)
     about = (inspect.getdoc(kind) or "").split("Args:")[0].rstrip()
+    # A recipe's flags keep their prefixes: `lr` alone would not say whose.
+    has_recipe = hasattr(kind, "defaults")
     request = tyro.cli(
         kind,
         prog=f"mathenv {words[0]}",
         description=f"{about}\n\nExample:\n    {command.example}",
         args=words[1:],
+        default=kind.defaults(words[1:]) if has_recipe else None,
         config=(
-            tyro.conf.OmitArgPrefixes,
             tyro.conf.DisallowNone,
             tyro.conf.PositionalMetavarFromFieldName,
+            *(() if has_recipe else (tyro.conf.OmitArgPrefixes,)),
         ),
     )
     request.run()

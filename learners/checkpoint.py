@@ -36,9 +36,13 @@ def save_checkpoint(
     (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     if state is not None:
         torch.save(state, partial / _STATE)
+    # A folder cannot be replaced by renaming, so an old one steps aside whole.
+    replaced = path.with_name(f".{path.name}.replaced")
     if path.exists():
-        shutil.rmtree(path)
+        shutil.rmtree(replaced, ignore_errors=True)
+        path.rename(replaced)
     partial.rename(path)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -68,5 +72,5 @@ def drop_state(path: Path) -> None:
 
 def step_folders(folder: Path) -> list[tuple[int, Path]]:
     """Return (step, path) of the complete `step-N` checkpoints in a folder, in order."""
-    found = [(int(p.name.removeprefix("step-")), p) for p in folder.glob("step-*") if p.is_dir()]
-    return sorted(found)
+    names = [(p.name.removeprefix("step-"), p) for p in folder.glob("step-*") if p.is_dir()]
+    return sorted((int(number), p) for number, p in names if number.isdecimal())

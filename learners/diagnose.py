@@ -37,6 +37,8 @@ def diagnose(scores: Mapping[str, float], problems: int, metrics_file: Path) -> 
             f"no gain on validation ({before:.1%} before, best {max(trained):.1%}); the policy "
             "stays. Sample more per problem, or harder problems"
         )
+    if not rows or not trained:
+        return found
     first, last = rows[0], rows[-1]
     fall = first.get("logps/chosen", 0.0) - last.get("logps/chosen", 0.0)
     if fall > _DIVE_NATS:

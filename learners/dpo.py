@@ -30,12 +30,12 @@ class MultiTurnDPO:
     sample: staticmethod[[Trajectory], Sample] = staticmethod(action_sample)
 
     def __init__(self, config: LearnerConfig) -> None:
-        self._config = config
+        self.config = config
 
     def examples(
         self, trajectories: Iterable[Trajectory], *, seed: int
     ) -> tuple[list[Example], Selection]:
-        pairs, report = preference_pairs(trajectories, self._config.pairs, seed=seed)
+        pairs, report = preference_pairs(trajectories, self.config.pairs, seed=seed)
         to_sample: Callable[[Trajectory], Sample] = self.sample
         return [Example((to_sample(w), to_sample(r))) for w, r in pairs], report
 
@@ -45,13 +45,13 @@ class MultiTurnDPO:
         assert ref_logps is not None
         chosen, rejected = logps[0::2], logps[1::2]
         ref_chosen, ref_rejected = ref_logps[0::2], ref_logps[1::2]
-        losses = dpo(chosen, rejected, ref_chosen, ref_rejected, eta=self._config.eta)
+        losses = dpo(chosen, rejected, ref_chosen, ref_rejected, eta=self.config.eta)
         targets = logps.new_tensor([e.samples[0].targets for e in examples])
         nll_mean = nll(chosen) / targets
-        losses = losses + self._config.nll_coef * nll_mean
+        losses = losses + self.config.nll_coef * nll_mean
         with torch.no_grad():
-            reward_w = implicit_reward(chosen, ref_chosen, eta=self._config.eta)
-            reward_l = implicit_reward(rejected, ref_rejected, eta=self._config.eta)
+            reward_w = implicit_reward(chosen, ref_chosen, eta=self.config.eta)
+            reward_l = implicit_reward(rejected, ref_rejected, eta=self.config.eta)
             metrics = {
                 "rewards/chosen": reward_w,
                 "rewards/rejected": reward_l,

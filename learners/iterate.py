@@ -40,7 +40,8 @@ class IterateConfig:
 
     Args:
         iterations: rounds of sampling and training (paper: 3).
-        current_samples, previous_samples: the mixture per problem (paper: 20 and 10).
+        current_samples: samples per problem from the current policy (paper: 20).
+        previous_samples: samples per problem from the policy before it (paper: 10).
         reference: "last" moves the reference to the newest policy (paper's default),
             "first" keeps the policy the run started from.
         sampling: how the mixture samples (paper: temperature 1).
@@ -61,11 +62,18 @@ class IterateConfig:
             raise ConfigError(f"reference must be 'last' or 'first', not {self.reference!r}")
         if self.iterations < 1 or self.current_samples + self.previous_samples < 1:
             raise ConfigError("an iterative run needs at least one iteration and one sample")
+        if min(self.current_samples, self.previous_samples) < 0:
+            raise ConfigError("current_samples and previous_samples cannot be negative")
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How a learner learns: its loss settings and its training settings."""
+    """How a learner learns.
+
+    Args:
+        loss: settings of the loss and of which trajectories it is given.
+        train: settings of the training loop.
+    """
 
     loss: LearnerConfig = field(default_factory=LearnerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -115,9 +123,14 @@ def iterate(
     """Run the loop from the policy `start` and return one result per iteration.
 
     `previous` is the second member of the first mixture (paper: an earlier SFT epoch).
+
+    Raises:
+        ConfigError: no such learner, or too few problems for the number of iterations.
+        TrainingError: an iteration found nothing to train on.
     """
     reporter = reporter or Reporter()
     learner = make_learner(learner_name, method.loss)
+    _check(learner, data, config)
     policies = _Policies(start, previous, start)
     results = []
     for number in range(1, config.iterations + 1):
@@ -131,12 +144,34 @@ def iterate(
         checkpoints = _train(learner, examples, method, policies, seed, number, folder, reporter)
         result = _choose(policies, checkpoints, data.validation, config, number, folder, reporter)
         results.append(result)
-        policies = _Policies(
-            current=result.policy,
-            previous=policies.current,
-            reference=result.policy if config.reference == "last" else start,
-        )
+        policies = _next(policies, result.policy, config)
     return results
+
+
+def _check(learner: Learner, data: Data, config: IterateConfig) -> None:
+    if not data.validation:
+        raise ConfigError("checkpoints are chosen on validation problems, and there are none")
+    if learner.from_demonstrations:
+        if not data.demonstrations:
+            raise ConfigError(f"{learner.name} trains on demonstrations, and there are none")
+    elif len(data.prompts) < config.iterations:
+        raise ConfigError(
+            f"{len(data.prompts)} prompts cannot be split over {config.iterations} iterations"
+        )
+
+
+def _next(policies: _Policies, chosen: Path, config: IterateConfig) -> _Policies:
+    """Return the next iteration's policies.
+
+    Where the policy stayed, `previous` stays too: a mixture of a policy with itself would
+    be no mixture.
+    """
+    moved = chosen != policies.current
+    return _Policies(
+        current=chosen,
+        previous=policies.current if moved else policies.previous,
+        reference=chosen if config.reference == "last" else policies.reference,
+    )
 
 
 def _slice(prompts: Sequence[Problem], number: int, iterations: int) -> Sequence[Problem]:
@@ -155,7 +190,6 @@ def _sample(
 ) -> list[Trajectory]:
     """Sample the mixture; what an earlier, killed run finished is kept."""
     file = folder / "rollouts.jsonl"
-    collecting = replace(config.collect, seed=derive_seed(config.seed, number))
     mixture = (
         ("current", policies.current, config.current_samples),
         ("previous", policies.previous, config.previous_samples),
@@ -166,8 +200,11 @@ def _sample(
         reporter.stage(f"iteration {number}: sampling", total, "trajectories") as advance,
     ):
         for name, path, samples in mixture:
-            if samples == 0:
+            if samples == 0 or len(store) == total:
                 continue
+            # The name is in the seed: `current` and `previous` may be the same weights,
+            # and must not give the same samples then.
+            collecting = replace(config.collect, seed=derive_seed(config.seed, number, name))
             with load_policy(path, config.sampling, name=name) as agent:
                 collect(
                     [WeightedAgent(agent, samples)],
@@ -225,7 +262,11 @@ def _choose(
     folder: Path,
     reporter: Reporter,
 ) -> IterationResult:
-    """Choose the checkpoint by validation; the policy we came from stands for election too."""
+    """Choose the best checkpoint on validation, the latest of equals.
+
+    The policy we came from stays unless a checkpoint is better than it: a tie is no
+    evidence of a gain, and every move away from a good policy can cost.
+    """
     candidates = {"before": policies.current} | {path.name: path for path in checkpoints}
     scores = {}
     with reporter.stage(
@@ -236,7 +277,9 @@ def _choose(
             trajectories = evaluate(path, validation, file, config.collect)
             advance((index + 1) * len(validation))
             scores[name] = mean_reward(trajectories)
-    best = max(reversed(candidates), key=lambda name: scores[name])
+    best = max(reversed([path.name for path in checkpoints]), key=lambda name: scores[name])
+    if scores[best] <= scores["before"]:
+        best = "before"
     warnings = diagnose(scores, len(validation), folder / "train" / "metrics.jsonl")
     for warning in warnings:
         reporter.say(f"iteration {number}: {warning}")

@@ -26,8 +26,9 @@ class LearnerConfig:
     """Settings a learner may use.
 
     Args:
-        eta: strength of the KL penalty (TRL's `beta`; paper: 0.1).
+        eta: strength of the KL penalty (TRL's `beta`; paper: 0.1). Used by dpo and mdpo.
         nll_coef: weight of the token-mean NLL of the chosen side (paper: 0, an ablation).
+            Used by dpo and mdpo.
         pairs: which trajectories may be used, and how many per problem.
     """
 
@@ -57,6 +58,7 @@ class Learner(Protocol):
     name: str
     uses_reference: bool
     from_demonstrations: bool
+    config: LearnerConfig  # written into every checkpoint's manifest
 
     def examples(
         self, trajectories: Iterable[Trajectory], *, seed: int

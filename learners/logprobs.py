@@ -18,7 +18,7 @@ from learners.preferences import Example, Sample
 
 # Configurations whose head does more than a matrix product. Soft-capping is applied
 # here; the others are rare and take the slow road over the model's own logits.
-_SCALED_HEADS = ("logit_scale", "logits_scaling")
+_SCALED_HEADS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,12 @@ def summed_logps(model: Any, samples: Sequence[Sample]) -> Tensor:
 
 def _logits_at(model: Any, batch: TokenBatch) -> Tensor:
     """Return logits at the target positions only. Shape: (targets, vocabulary)."""
-    if any(getattr(model.config, name, None) for name in _SCALED_HEADS):
+    config = model.config.get_text_config()
+    if any(getattr(config, name, None) for name in _SCALED_HEADS):
         return model(input_ids=batch.ids, use_cache=False).logits[batch.targets]
     hidden = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state[batch.targets]
     logits = model.get_output_embeddings()(hidden)
-    cap = getattr(model.config, "final_logit_softcapping", None)
+    cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 

@@ -50,9 +50,11 @@ class Example:
 class PairRules:
     """Which trajectories may be paired. Defaults are the paper's (section 3.1).
 
-    `per_problem` pairs at most, no trajectory twice; `drop_error_winners` removes
-    winners whose last interpreter answer was an error; sequences of more than
-    `max_tokens` are dropped from both sides.
+    Args:
+        per_problem: pairs per problem at most (RAFT: winners), no trajectory twice.
+        drop_error_winners: drop winners whose last interpreter answer was an error
+            (pairs only).
+        max_tokens: longer trajectories are dropped, winners and losers alike.
     """
 
     per_problem: int = 1
@@ -62,15 +64,22 @@ class PairRules:
 
 @dataclass(slots=True)
 class Selection:
-    """How many problems and trajectories a selection used and why others were left out."""
+    """How many problems and trajectories a selection used and why others were left out.
+
+    `all_right` and `all_wrong` count problems by their usable trajectories; `unusable` are
+    problems of which nothing usable was left, or no winner but those that ended in an
+    error. For pairs, used + all_right + all_wrong + unusable = problems.
+    """
 
     problems: int = 0
     problems_used: int = 0
     all_right: int = 0
     all_wrong: int = 0
+    unusable: int = 0
     trajectories: int = 0
     excluded_infra: int = 0
     excluded_long: int = 0
+    excluded_empty: int = 0  # no turn fitted into the token budget
     excluded_error_winner: int = 0
     examples: int = 0
     provenance: list[dict[str, str]] = field(default_factory=list)
@@ -133,12 +142,14 @@ def preference_pairs(
     for problem_id, group in _by_problem(trajectories, rules, report).items():
         winners = [t for t in group if t.grade.correct]
         losers = [t for t in group if not t.grade.correct]
+        report.all_right += bool(winners) and not losers
+        report.all_wrong += bool(losers) and not winners
         if rules.drop_error_winners:
             kept = [t for t in winners if not _ends_in_error(t)]
             report.excluded_error_winner += len(winners) - len(kept)
+            report.unusable += bool(losers and winners) and not kept
             winners = kept
-        report.all_right += bool(winners) and not losers
-        report.all_wrong += not winners
+        report.unusable += not group
         rng = random.Random(f"{seed}/{problem_id}")
         rng.shuffle(winners)
         rng.shuffle(losers)
@@ -162,13 +173,29 @@ def winners(
             if trajectory.grade.correct:
                 distinct.setdefault(tuple(t.action for t in trajectory.turns), trajectory)
         right = list(distinct.values())
-        report.all_wrong += not right
+        report.all_right += bool(group) and all(t.grade.correct for t in group)
+        report.all_wrong += bool(group) and not right
+        report.unusable += not group
         random.Random(f"{seed}/{problem_id}").shuffle(right)
         report.problems_used += bool(right)
         chosen += right[: rules.per_problem]
     report.examples = len(chosen)
     report.provenance = [{"chosen": t.key} for t in chosen]
     return chosen, report
+
+
+def demonstrations(
+    trajectories: Iterable[Trajectory], rules: PairRules
+) -> tuple[list[Trajectory], Selection]:
+    """Return every usable trajectory, in the order of keys: whoever gives them vouches for them."""
+    report = Selection()
+    groups = _by_problem(trajectories, rules, report).values()
+    kept = sorted((t for group in groups for t in group), key=lambda t: t.key)
+    report.problems_used = sum(bool(group) for group in groups)
+    report.unusable = report.problems - report.problems_used
+    report.examples = len(kept)
+    report.provenance = [{"chosen": t.key} for t in kept]
+    return kept, report
 
 
 def _by_problem(
@@ -182,7 +209,9 @@ def _by_problem(
             report.excluded_infra += 1
         elif trajectory.tokens and len(trajectory.tokens.ids) > rules.max_tokens:
             report.excluded_long += 1
-        elif trajectory.turns:
+        elif not trajectory.turns:
+            report.excluded_empty += 1
+        else:
             group.append(trajectory)
     report.problems = len(groups)
     return groups

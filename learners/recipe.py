@@ -7,15 +7,19 @@ an error. The recipes that ship are in `recipes/`.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import cattrs
 from cattrs.errors import BaseValidationError
+from cattrs.v import format_exception
 
 from agents.tiny import TinyConfig
 from learners.iterate import IterateConfig, Method
+from learners.learner import learner_names
 from learners.train import TrainConfig
 from mathenv.errors import ConfigError
 
@@ -28,6 +32,7 @@ class ProblemsConfig:
         source: a registered name (`words`, `gsm8k`, `math`) or a JSONL path.
         data: local folder or file with the rows; without it the hub is asked.
         demonstrations: training problems whose reference solutions are shown (SFT).
+        demonstration_levels: show only those of these levels; empty: all.
         prompts: further training problems, answers only, split over the iterations.
         validation: problems that choose checkpoints. Taken from the validation split
             where the source has one, else from the training split.
@@ -38,6 +43,7 @@ class ProblemsConfig:
     source: str = "words"
     data: str | None = None
     demonstrations: int = 1500
+    demonstration_levels: tuple[str, ...] = ()
     prompts: int = 900
     validation: int = 200
     test: int = 600
@@ -84,11 +90,18 @@ def load_recipe(name: str | Path) -> Recipe:
             f"no recipe {name}: give a .toml file or one of {', '.join(recipe_names())}"
         )
     try:
-        return _converter().structure(tomllib.loads(path.read_text()), Recipe)
+        recipe = _converter().structure(tomllib.loads(path.read_text()), Recipe)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     except BaseValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(cattrs.transform_error(error))) from error
+        problems = cattrs.transform_error(error, format_exception=_explain)
+        raise ConfigError(f"{path}: " + "; ".join(problems)) from error
+    for learner in (recipe.learner, *recipe.methods):
+        if learner not in learner_names():
+            raise ConfigError(
+                f"{path}: no learner is called {learner!r}; there are {', '.join(learner_names())}"
+            )
+    return recipe
 
 
 def recipe_names() -> list[str]:
@@ -101,4 +114,21 @@ def recipe_names() -> list[str]:
 
 
 def _converter() -> cattrs.Converter:
-    return cattrs.Converter(forbid_extra_keys=True, prefer_attrib_converters=True)
+    converter = cattrs.Converter(forbid_extra_keys=True, prefer_attrib_converters=True)
+    # cattrs alone would turn 2.7 epochs into 2 and any value into text.
+    for kind, accepted in ((bool, bool), (int, int), (float, (int, float)), (str, str)):
+        converter.register_structure_hook(kind, _strict(accepted))
+    return converter
+
+
+def _strict(accepted: type | tuple[type, ...]) -> Callable[[Any, type], Any]:
+    def structure(value: Any, kind: type) -> Any:
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise TypeError(f"{value!r} is not {kind.__name__}")
+        return kind(value)
+
+    return structure
+
+
+def _explain(error: BaseException, kind: type | None) -> str:
+    return str(error) if isinstance(error, ConfigError) else format_exception(error, kind)

@@ -59,19 +59,34 @@ def problem_sets(config: ProblemsConfig) -> ProblemSets:
     """Load and cut the problems.
 
     Raises:
-        ConfigError: the source has too few.
+        ConfigError: the source has too few, or one problem would be in two sets.
     """
     wanted = config.demonstrations + config.prompts
-    own_validation = config.source.startswith("words")
+    own_validation = _has_validation(config.source)
     extra = 0 if own_validation else config.validation
     train_set = _load(config, "train", wanted + extra)
     validation = _load(config, "validation", config.validation) if own_validation else []
+    test = _load(config, "test", config.test)
+    ids = [p.id for p in (*train_set, *validation, *test)]
+    if len(set(ids)) < len(ids):
+        raise ConfigError(
+            f"{config.source}: the splits share problems, so the test set would be trained on. "
+            "Give a folder with train.jsonl and test.jsonl, not one file"
+        )
     return ProblemSets(
-        demonstrations=train_set[: config.demonstrations],
+        demonstrations=[
+            p
+            for p in train_set[: config.demonstrations]
+            if not config.demonstration_levels or p.level in config.demonstration_levels
+        ],
         prompts=train_set[config.demonstrations : wanted],
         validation=validation or train_set[wanted:],
-        test=_load(config, "test", config.test),
+        test=test,
     )
+
+
+def _has_validation(source: str) -> bool:
+    return source in ("words", "words_ood") or Path(source, "validation.jsonl").exists()
 
 
 def _load(config: ProblemsConfig, split: str, count: int) -> Sequence[Problem]:
@@ -111,17 +126,18 @@ def fine_tune(run: Path, recipe: Recipe, sets: ProblemSets, reporter: Reporter) 
     base = _base(run, recipe)
     folder = run / "sft"
     demonstrations = _demonstrations(folder, base, sets.demonstrations, recipe, reporter)
-    learner = make_learner("sft")
+    learner = make_learner("sft", recipe.methods.get("sft", Method()).loss)
     examples, _ = learner.examples(demonstrations, seed=recipe.seed)
     stage = Stage(base, folder / "train", seed=recipe.seed)
     with reporter.stage("supervised fine-tuning", None, "steps") as advance:
         done = folder / "done"
         if not done.exists():
             train(learner, examples, recipe.sft, stage, on_step=advance)
-            for _, path in step_folders(folder / "train"):
-                drop_state(path)
             write_atomic(done, "")
     checkpoints = [path for _, path in step_folders(folder / "train")]
+    # After `done` is written: a run killed in between must not find states half dropped.
+    for path in checkpoints:
+        drop_state(path)
     return Start(checkpoints[-1], checkpoints[-2:][0], demonstrations)
 
 

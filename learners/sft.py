@@ -8,7 +8,7 @@ from torch import Tensor
 
 from learners.learner import LearnerConfig, LossOutput, register_learner
 from learners.losses import nll
-from learners.preferences import Example, Selection, action_sample, winners
+from learners.preferences import Example, Selection, action_sample, demonstrations, winners
 from mathenv.types import Trajectory
 
 
@@ -21,21 +21,21 @@ class SFT:
     from_demonstrations = True
 
     def __init__(self, config: LearnerConfig) -> None:
-        self._config = config
+        self.config = config
 
     def examples(
         self, trajectories: Iterable[Trajectory], *, seed: int
     ) -> tuple[list[Example], Selection]:
-        kept = sorted(trajectories, key=lambda t: t.key)
-        report = Selection(trajectories=len(kept), examples=len(kept))
-        report.problems = report.problems_used = len({t.problem.id for t in kept})
+        kept, report = demonstrations(trajectories, self.config.pairs)
         return [Example((action_sample(t),)) for t in kept], report
 
     def loss(
         self, logps: Tensor, ref_logps: Tensor | None, examples: Sequence[Example]
     ) -> LossOutput:
         targets = logps.new_tensor([e.targets for e in examples])
-        return LossOutput(nll(logps).sum(), {"logps/chosen": logps, "nll_loss": -logps / targets})
+        losses = nll(logps)
+        chosen = logps.detach()
+        return LossOutput(losses.sum(), {"logps/chosen": chosen, "nll_loss": -chosen / targets})
 
     def denominator(self, examples: Sequence[Example]) -> float:
         return float(sum(e.targets for e in examples))
@@ -51,5 +51,5 @@ class RAFT(SFT):
     def examples(
         self, trajectories: Iterable[Trajectory], *, seed: int
     ) -> tuple[list[Example], Selection]:
-        kept, report = winners(trajectories, self._config.pairs, seed=seed)
+        kept, report = winners(trajectories, self.config.pairs, seed=seed)
         return [Example((action_sample(t),)) for t in kept], report

@@ -22,9 +22,11 @@ from learners.checkpoint import load_state, save_checkpoint, step_folders
 from learners.learner import Learner
 from learners.logprobs import micro_batches, reference_logps, summed_logps
 from learners.preferences import Example, Sample
-from mathenv.errors import TrainingError
+from mathenv.errors import ConfigError, TrainingError
+from mathenv.store import write_atomic
 
 Metrics = dict[str, float]
+_SCHEDULES = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class TrainConfig:
         batch_size: examples (pairs, or demonstrations) per optimizer step.
         warmup: share of the steps in which the rate rises linearly.
         schedule: what follows the warm-up: "constant", "linear" or "cosine" to zero.
+        weight_decay: AdamW's decoupled weight decay, on all weights.
+        clip_norm: the gradient is scaled down to this norm where it is larger.
         token_budget: padded tokens per forward pass; memory grows with it.
         checkpoints: how many checkpoints to keep, evenly spaced, the last step included.
         betas: AdamW's decay rates of the first and second moment.
@@ -52,6 +56,17 @@ class TrainConfig:
     token_budget: int = 8192
     checkpoints: int = 3
     betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        if self.schedule not in _SCHEDULES:
+            raise ConfigError(
+                f"no schedule is called {self.schedule!r}: there are {', '.join(_SCHEDULES)}"
+            )
+        for name in ("lr", "epochs", "batch_size", "clip_norm", "token_budget", "checkpoints"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be positive, not {getattr(self, name)}")
+        if not 0 <= self.warmup <= 1:
+            raise ConfigError(f"warmup is a share of the steps from 0 to 1, not {self.warmup}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +97,9 @@ def train(
             f"{learner.name} has nothing to train on: no problem had both a right and a wrong "
             "answer (or, for SFT and RAFT, a right one). Sample more, or change the difficulty."
         )
-    # Reads of other threads' progress are not needed: one process, one device.
-    data_hash = _hash(examples)
     steps = math.ceil(len(examples) / config.batch_size) * config.epochs
-    run = _Run(learner, config, stage, steps, data_hash)
-    reference = run.reference(examples)
+    run = _Run(learner, config, stage, steps, _hash(examples))
+    reference = run.reference(examples) if run.done < steps else None
     saves = _save_steps(steps, config.checkpoints)
     plan = list(_batches(examples, config, stage.seed))
     for step in range(run.done + 1, steps + 1):
@@ -108,8 +121,10 @@ class _Run:
         self._learner, self._config, self._stage, self._steps = learner, config, stage, steps
         self._manifest = {
             "learner": learner.name,
+            "loss": asdict(learner.config),
             "config": json.loads(json.dumps(asdict(config))),
-            "policy": stage.policy.name,
+            "policy": _name(stage.policy),
+            "reference": _name(stage.reference) if learner.uses_reference else None,
             "seed": stage.seed,
             "steps": steps,
             "data": data_hash,
@@ -197,7 +212,7 @@ class _Run:
         """Drop logged steps after the checkpoint we go on from: they will be done again."""
         if self._log_file.exists():
             lines = self._log_file.read_text().splitlines(keepends=True)[: self.done]
-            self._log_file.write_text("".join(lines))
+            write_atomic(self._log_file, "".join(lines))
 
     def save(self, step: int) -> None:
         state = {"optimizer": self._optimizer.state_dict(), "manifest": self._manifest}
@@ -231,9 +246,12 @@ def _schedule(config: TrainConfig, step: int, steps: int) -> float:
             return 1.0
         case "linear":
             return 1.0 - progress
-        case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * progress))
-    raise TrainingError(f"no schedule is called {config.schedule!r}: constant, linear or cosine")
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _name(policy: Path | None) -> str | None:
+    """Name a policy so that a run folder may be moved: `iteration-1/train/step-3`."""
+    return None if policy is None else "/".join(policy.parts[-3:])
 
 
 def _hash(examples: Sequence[Example]) -> str:

@@ -1,10 +1,10 @@
 """Hugging Face `transformers` as an engine: any causal LM folder or hub id.
 
 Requests are answered in batches with a KV cache. A batch starts when every open session
-waits for an answer (or `max_batch` of them do), so its make-up depends on the episodes
-alone and never on timing: one seed gives one result. Each request has a random stream
-of its own, so a sample does not depend on what it was batched with, except through the
-last bits of floating-point sums.
+waits for an answer, so its make-up depends on the episodes alone and never on timing: one
+seed gives one result. More than `max_batch` waiting requests are answered in parts. Each
+request has a random stream of its own, so a sample does not depend on what it was batched
+with, except through the last bits of floating-point sums.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from agents.base import Completion, CompletionRequest
 from mathenv.errors import ConfigError, InfraError
 from mathenv.types import FinishReason
-
-_STOP_WINDOW = 32  # tokens looked at for a stop string; longer than any stop string
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -40,10 +39,18 @@ def load_tokenizer(path: str | Path) -> Any:
 def load_causal_lm(path: str | Path, *, dtype: str = "float32", device: str = "cpu") -> Any:
     """Load a causal LM from a folder or hub id in evaluation mode."""
     _check_folder(path)
+    number = getattr(torch, dtype, None)
+    if not isinstance(number, torch.dtype) or not number.is_floating_point:
+        raise ConfigError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
-    except (OSError, ValueError) as error:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype=number, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"cannot load a causal language model from {path}: {error}") from error
+    if report["missing_keys"]:  # Hugging Face would draw them at random and only warn
+        names = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ConfigError(f"{path} lacks {len(report['missing_keys'])} weights, e.g. {names}")
     return model.to(device).eval()
 
 
@@ -70,7 +77,7 @@ class TransformersModel:
         self._max_batch = max_batch
         self._open = 0
         self._waiting: list[_Waiting] = []
-        self._busy = False
+        self._round: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="transformers-engine")
 
     @classmethod
@@ -98,31 +105,44 @@ class TransformersModel:
             yield _Session(self)
         finally:
             self._open -= 1
-            self._start_batch_if_ready()
+            self._start_round_if_ready()
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """Queue a request and wait for its batch."""
         if not request.ids or request.max_new_tokens < 1:
             raise ConfigError("a completion needs a non-empty prompt and max_new_tokens >= 1")
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(request, future))
-        self._start_batch_if_ready()
-        return await future
+        waiting = _Waiting(request, future)
+        self._waiting.append(waiting)
+        self._start_round_if_ready()
+        try:
+            return await future
+        finally:
+            if waiting in self._waiting:  # cancelled: nobody wants the answer any more
+                self._waiting.remove(waiting)
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
 
-    def _start_batch_if_ready(self) -> None:
-        ready = len(self._waiting) >= min(self._open, self._max_batch)
-        if self._busy or not self._waiting or not ready:
+    def _start_round_if_ready(self) -> None:
+        under_way = self._round is not None and not self._round.done()
+        if under_way or not self._waiting or len(self._waiting) < self._open:
             return
         # Sorted, because arrival order depends on how fast each interpreter answered.
         self._waiting.sort(key=lambda w: (len(w.request.ids), w.request.ids, w.request.seed))
-        batch, self._waiting = self._waiting[: self._max_batch], self._waiting[self._max_batch :]
-        self._busy = True
-        asyncio.get_running_loop().create_task(self._run(batch))
+        everyone, self._waiting = self._waiting, []
+        # The reference keeps the task alive: the event loop itself holds only a weak one.
+        self._round = asyncio.get_running_loop().create_task(self._run_round(everyone))
 
-    async def _run(self, batch: list[_Waiting]) -> None:
+    async def _run_round(self, everyone: list[_Waiting]) -> None:
+        try:
+            for start in range(0, len(everyone), self._max_batch):
+                await self._run_batch(everyone[start : start + self._max_batch])
+        finally:
+            self._round = None
+            self._start_round_if_ready()
+
+    async def _run_batch(self, batch: list[_Waiting]) -> None:
         loop = asyncio.get_running_loop()
         requests = [w.request for w in batch]
         try:
@@ -130,14 +150,12 @@ class TransformersModel:
         except Exception as error:
             for waiting in batch:
                 if not waiting.future.done():
-                    waiting.future.set_exception(InfraError(f"{self._name}: {error}"))
+                    reason = f"{self._name}: {type(error).__name__}: {error}"
+                    waiting.future.set_exception(InfraError(reason))
         else:
             for waiting, completion in zip(batch, completions, strict=True):
                 if not waiting.future.done():
                     waiting.future.set_result(completion)
-        finally:
-            self._busy = False
-            self._start_batch_if_ready()
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
@@ -148,10 +166,14 @@ class TransformersModel:
         return [row.completion() for row in batch.all_rows]
 
     def _stop_string_hit(self, row: _Row) -> bool:
-        if not row.request.stop_strings:
+        stops = row.request.stop_strings
+        if not stops:
             return False
-        tail = self._tokenizer.decode(row.ids[-_STOP_WINDOW:], clean_up_tokenization_spaces=False)
-        return any(stop in tail for stop in row.request.stop_strings)
+        # A token holds a byte at least, so the longest stop string fits; one more for
+        # tokenizers that drop a blank before the first word they decode.
+        window = 1 + max(len(stop.encode()) for stop in stops)
+        tail = self._tokenizer.decode(row.ids[-window:], clean_up_tokenization_spaces=False)
+        return any(stop in tail for stop in stops)
 
 
 class _Session:
@@ -257,7 +279,12 @@ def _sample(logits: torch.Tensor, rows: Sequence[_Row]) -> tuple[torch.Tensor, t
         if bool((top_p < 1).any()):
             probs = _nucleus(probs, top_p.to(device))
         tokens[warm] = _inverse_cdf(probs, uniform.to(device))
-    return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+    chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
+    if not bool(chosen.isfinite().all()):
+        raise InfraError(
+            "the model's logits are not finite: its weights are broken, e.g. by training"
+        )
+    return tokens, chosen
 
 
 def _inverse_cdf(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

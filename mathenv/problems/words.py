@@ -29,7 +29,10 @@ OOD_MAX_VALUE = 99_999
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One step. `template` tells it, `code` updates the variable `{v}`."""
+    """One step. A template tells it, `code` updates the variable `{v}`.
+
+    Templates mention `{a}` before `{b}`, as the code does.
+    """
 
     name: str
     templates: tuple[str, ...]
@@ -100,16 +103,16 @@ _OPERATIONS = (
         (
             "{P} buys {a} boxes with {b} {t} each.",
             "{a} friends each bring {P} {b} {t}.",
-            "{P} gets {b} {t} a day for {a} days.",
+            "{P} gets {a} {t} a day for {b} days.",
         ),
         "{v} = {v} + {a} * {b}",
     ),
     Operation(
         "subtract_groups",
         (
-            "{P} gives {b} {t} to each of {a} friends.",
+            "{P} gives {a} {t} to each of {b} friends.",
             "{P} packs {a} bags of {b} {t} and sends them to {Q}.",
-            "{P} uses {b} {t} a day for {a} days.",
+            "{P} uses {a} {t} a day for {b} days.",
         ),
         "{v} = {v} - {a} * {b}",
     ),
@@ -151,7 +154,7 @@ _OPERATIONS = (
 _OOD_TEMPLATES = {
     "add": ("Another {a} {t} arrive for {P}.", "{P} is handed {a} extra {t} by {Q}."),
     "subtract": ("{P} throws away {a} {t}.", "{a} of the {t} break, to the sorrow of {P}."),
-    "add_groups": ("{P} collects {b} {t} from every one of {a} shelves.",),
+    "add_groups": ("{P} collects {a} {t} from every one of {b} shelves.",),
     "subtract_groups": ("Into each of {a} crates {P} puts {b} {t} and ships them.",),
     "multiply": ("The number of {t} that {P} owns grows to {a} times what it was.",),
     "divide": ("Only one {t_one} in {a} survives the winter.",),
@@ -322,7 +325,7 @@ def _tell(
         for step in program.steps
     ]
     level = len(program.steps)
-    if level >= 3 and rng.random() < 0.5:
+    if level >= 3 and rng.random() < 0.3:
         distractor = rng.choice(world.distractors).format(
             n=rng.randint(world.low, world.high), **words
         )
