@@ -105,7 +105,7 @@ class TransformersModel:
             yield _Session(self)
         finally:
             self._open -= 1
-            self._start_round_if_ready()
+            self._check_soon()
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """Queue a request and wait for its batch."""
@@ -114,7 +114,7 @@ class TransformersModel:
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(request, future)
         self._waiting.append(waiting)
-        self._start_round_if_ready()
+        self._check_soon()
         try:
             return await future
         finally:
@@ -123,6 +123,10 @@ class TransformersModel:
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
+
+    def _check_soon(self) -> None:
+        # Not at once: coroutines started together have then all opened their sessions.
+        asyncio.get_running_loop().call_soon(self._start_round_if_ready)
 
     def _start_round_if_ready(self) -> None:
         under_way = self._round is not None and not self._round.done()
@@ -140,7 +144,7 @@ class TransformersModel:
                 await self._run_batch(everyone[start : start + self._max_batch])
         finally:
             self._round = None
-            self._start_round_if_ready()
+            self._check_soon()
 
     async def _run_batch(self, batch: list[_Waiting]) -> None:
         loop = asyncio.get_running_loop()

@@ -13,6 +13,7 @@ from agents.models.transformers import load_causal_lm, load_tokenizer
 from agents.rendering import ChatRenderer
 from agents.tiny import CHAT_TEMPLATE, TinyConfig, make_tiny
 from mathenv.interpreter import Limits, LocalInterpreter
+from mathenv.problems import words
 from mathenv.protocol import code_block
 from mathenv.types import Turn
 
@@ -85,11 +86,11 @@ def taught(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model: LlamaForCausalLM = load_causal_lm(tiny)
     tokenizer = load_tokenizer(tiny)
     renderer = ChatRenderer(tokenizer)
-    questions = ("How many are 6 times 7?", "What is it?", "Ann has 6 books. How many now?")
+    questions = ["What is it?", *(p.question for p in words.load("train", count=12))]
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for step in range(60):
+        for step in range(120):
             record = renderer.record_turns(questions[step % len(questions)], TURNS)
             ids = torch.tensor([record.ids])
             labels = ids.masked_fill(~torch.tensor([record.action_mask]), -100)

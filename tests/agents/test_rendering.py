@@ -88,7 +88,9 @@ def test_ids_spell_what_the_template_renders(name, byte_tokenizer):
     expected = tokenizer.apply_chat_template(messages, tokenize=False)
     ids = renderer.record_turns("Q?", turns).ids
     assert tokenizer.decode(ids) == expected.removesuffix("\n")
-    assert list(ids) == tokenizer(expected.removesuffix("\n"), add_special_tokens=False)["input_ids"]
+    assert (
+        list(ids) == tokenizer(expected.removesuffix("\n"), add_special_tokens=False)["input_ids"]
+    )
 
 
 def test_the_instruction_stands_before_the_question(byte_tokenizer):

@@ -10,6 +10,8 @@ import torch
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -49,6 +51,19 @@ MODELS = {
         Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1)
     ),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=WINDOW)),
+    # Learned positions: unlike rotary ones they show a shift that all tokens share.
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCAB,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=128,
+            initializer_range=0.3,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    ),
 }
 PROMPTS = [
     [int(t) for t in torch.randint(3, VOCAB, (n,), generator=torch.Generator().manual_seed(n))]
@@ -257,7 +272,9 @@ def test_samples_follow_the_models_distribution(dice, temperature, top_p):
 def test_tokens_of_one_sample_are_independent_draws(dice):
     engine = TransformersModel(dice, None, name="dice")
     prompt = [3, 4, 5]
-    completions = engine.generate([ask(prompt, temperature=1.0, seed=s, new=2) for s in range(4000)])
+    completions = engine.generate(
+        [ask(prompt, temperature=1.0, seed=s, new=2) for s in range(4000)]
+    )
     engine.close()
     counts = torch.zeros(6, 6, dtype=torch.double)
     for completion in completions:

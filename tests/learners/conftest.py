@@ -38,6 +38,7 @@ from mathenv.types import (
     Turn,
 )
 
+RANDOM = TokenRecord((), ())  # stands for "make some up"
 MICRO = TinyConfig(hidden=32, layers=1, heads=1, intermediate=64, vocab=320, max_positions=256)
 
 
@@ -74,7 +75,7 @@ def make_trajectory() -> Callable[..., Trajectory]:
         turns: int = 2,
         statuses: Sequence[ExecutionStatus] | None = None,
         infra: bool = False,
-        tokens: TokenRecord | None | str = "random",
+        tokens: TokenRecord | None = RANDOM,
         dangling: bool = False,
         text: str = "",
         agent: str = "current",
@@ -87,7 +88,7 @@ def make_trajectory() -> Callable[..., Trajectory]:
         ]
         if turns:
             actions.append(Turn(f"\\boxed{{{4 if correct else 5}}} {text}"))
-        if tokens == "random":
+        if tokens is RANDOM:
             rng = random.Random(f"{problem}/{agent}/{sample}")
             tokens = token_record(rng, len(actions), dangling=dangling)
         status = GradeStatus.CORRECT if correct else GradeStatus.INCORRECT
@@ -154,8 +155,8 @@ def micro_recipe(problems: Path, **changes: Any) -> Recipe:
         "sft": TrainConfig(lr=1e-2, epochs=32, batch_size=5, checkpoints=2),
         "iterate": IterateConfig(
             iterations=2,
-            current_samples=6,
-            previous_samples=3,
+            current_samples=4,
+            previous_samples=2,
             sampling=SamplingParams(max_turn_tokens=24, max_tokens=120),
             collect=CollectConfig(horizon=3, concurrency=16, threads=2),
         ),

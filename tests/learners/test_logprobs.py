@@ -1,5 +1,4 @@
 import random
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -161,9 +160,11 @@ def test_logit_gradients_are_zero_off_the_mask_and_softmax_minus_one_on_it(llama
 def test_single_turn_adds_exactly_what_stands_between_the_turns(llama, make_trajectory):
     trajectory = make_trajectory(turns=3)
     between = {
-        t for s in trajectory.tokens.spans if s.kind in (SpanKind.OBSERVATION, SpanKind.SCAFFOLD)
+        t
+        for s in trajectory.tokens.spans
+        if s.kind in (SpanKind.OBSERVATION, SpanKind.SCAFFOLD)
         for t in range(s.start, s.end)
-    }  # fmt: skip
+    }
     action, completion = action_sample(trajectory), completion_sample(trajectory)
     rest = Sample("rest", action.ids, tuple(t in between for t in range(len(action.ids))))
     with torch.no_grad():
@@ -273,18 +274,3 @@ def test_micro_batches_cover_all_once_within_the_budget(lengths, budget):
     for batch in batches:
         rows = [len(s.ids) for e in batch for s in e.samples]
         assert len(batch) == 1 or max(rows) * len(rows) <= budget
-
-
-def test_multimodal_configs_keep_their_cap_in_the_text_part():
-    """`final_logit_softcapping` is looked up where the text model's settings are."""
-    model = build("gemma2")
-    sample = random_samples(1)[0]
-    inner = model.config
-    wrapper = SimpleNamespace(
-        config=SimpleNamespace(get_text_config=lambda: inner),
-        device=model.device,
-        base_model=model.base_model,
-        get_output_embeddings=model.get_output_embeddings,
-    )
-    with torch.no_grad():
-        assert torch.equal(summed_logps(wrapper, [sample]), summed_logps(model, [sample]))

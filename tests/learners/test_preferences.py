@@ -31,9 +31,11 @@ def test_the_trained_tokens_are_exactly_the_sampled_ones(make_trajectory):
     trajectory = make_trajectory(turns=3, dangling=True)
     sample = action_sample(trajectory)
     sampled = {
-        t for s in trajectory.tokens.spans if s.kind is SpanKind.SAMPLED
+        t
+        for s in trajectory.tokens.spans
+        if s.kind is SpanKind.SAMPLED
         for t in range(s.start, s.end)
-    }  # fmt: skip
+    }
     assert sample.ids == trajectory.tokens.ids
     assert {t for t, on in enumerate(sample.mask) if on} == sampled
     assert sample.targets == len(sampled)

@@ -1,0 +1,340 @@
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from learners import iterate as loop
+from learners import learner as registry
+from learners import train as training
+from learners.checkpoint import read_manifest, step_folders
+from learners.iterate import Data, IterateConfig, Method, evaluate, iterate, mean_reward
+from learners.learner import register_learner
+from learners.reporter import Reporter
+from learners.sft import SFT
+from learners.train import TrainConfig
+from mathenv.errors import ConfigError, TrainingError
+from mathenv.store import read_trajectories
+
+STILL = TrainConfig(lr=1e-12, batch_size=8, checkpoints=1)  # trains, and changes nothing
+LEARNS = TrainConfig(lr=1e-2, epochs=20, batch_size=5, checkpoints=1)
+
+
+@pytest.fixture
+def data(micro):
+    return Data(micro.sets.prompts, micro.sets.validation, micro.start.demonstrations)
+
+
+@pytest.fixture
+def go(micro, data, tmp_path):
+    """Run the loop in the micro world, with changes."""
+
+    def go(learner="mdpo", *, method=micro.method, run=tmp_path / "run", **changes):
+        config = replace(micro.recipe.iterate, **changes)
+        start = micro.start
+        return iterate(start.policy, start.previous, data, learner, method, config, run)
+
+    return go
+
+
+@pytest.fixture
+def coached(monkeypatch, micro):
+    """A learner that samples, has a reference and surely improves: it trains on the solutions."""
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+    @register_learner("coached")
+    class Coached(SFT):
+        name = "coached"
+        uses_reference = True
+        from_demonstrations = False
+
+        def examples(self, trajectories, *, seed):
+            assert list(trajectories)
+            return super().examples(micro.start.demonstrations, seed=seed)
+
+    return "coached"
+
+
+@pytest.fixture
+def record(monkeypatch):
+    """Let a function of a module do its work, and keep the first argument of each call."""
+
+    def record(module, name):
+        calls = []
+        real = getattr(module, name)
+
+        def recorded(*args, **kwargs):
+            calls.append((args, kwargs))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, recorded)
+        return calls
+
+    return record
+
+
+def rollouts(run, number=1):
+    return list(read_trajectories(run / f"iteration-{number}" / "rollouts.jsonl"))
+
+
+def results(run):
+    return [(f.parent.name, json.loads(f.read_text())) for f in sorted(run.rglob("result.json"))]
+
+
+# --- one run, end to end
+
+
+@pytest.mark.parametrize("name", ["mdpo", "dpo", "raft", "sft"])
+def test_a_run_leaves_the_folder_it_promises(go, micro, tmp_path, name):
+    found = go(name)
+    assert [r.number for r in found] == [1, 2]
+    for result in found:
+        folder = tmp_path / "run" / f"iteration-{result.number}"
+        steps = [path.name for _, path in step_folders(folder / "train")]
+        assert steps
+        expected = {"selection.json", "train", "validation", "result.json"}
+        if name != "sft":
+            expected.add("rollouts.jsonl")
+        assert {p.name for p in folder.iterdir()} == expected
+        played = {p.stem for p in (folder / "validation").glob("*.jsonl")}
+        assert played == {"before", *steps} == set(result.scores)
+        for file in (folder / "validation").glob("*.jsonl"):
+            greedy = list(read_trajectories(file))
+            assert mean_reward(greedy) == result.scores[file.stem]
+            assert {t.problem.id for t in greedy} == {p.id for p in micro.sets.validation}
+        written = json.loads((folder / "result.json").read_text())
+        assert written["scores"] == result.scores
+        assert written["policy"] in result.scores
+        assert written["validation"] == max(result.scores.values())
+        assert not list(folder.rglob("trainer.pt"))
+        assert not list(folder.rglob("*.partial"))
+
+
+def test_the_selection_names_trajectories_of_the_rollouts(go, tmp_path):
+    go("mdpo", iterations=1)
+    folder = tmp_path / "run" / "iteration-1"
+    by_key = {t.key: t for t in rollouts(tmp_path / "run")}
+    selection = json.loads((folder / "selection.json").read_text())
+    assert selection["counts"]["trajectories"] == len(by_key) == 12 * (4 + 2)
+    assert selection["counts"]["examples"] == len(selection["provenance"]) > 0
+    for pair in selection["provenance"]:
+        chosen, rejected = by_key[pair["chosen"]], by_key[pair["rejected"]]
+        assert chosen.grade.correct
+        assert not rejected.grade.correct
+        assert chosen.problem == rejected.problem
+
+
+def test_iterations_have_disjoint_prompts_of_equal_number(go, micro, tmp_path):
+    go("raft", method=Method(micro.method.loss, STILL))
+    prompts = [{t.problem.id for t in rollouts(tmp_path / "run", i)} for i in (1, 2)]
+    assert [len(p) for p in prompts] == [6, 6]
+    assert not prompts[0] & prompts[1]
+    assert prompts[0] | prompts[1] == {p.id for p in micro.sets.prompts}
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(go, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        go(iterations=1, seed=seed, run=tmp_path / name)
+    texts = [sorted((t.key, t.tokens.ids) for t in rollouts(tmp_path / n)) for n in "abc"]
+    assert texts[0] == texts[1] != texts[2]
+    assert results(tmp_path / "a") == results(tmp_path / "b")
+
+
+# --- which policy plays which part
+
+
+def test_an_improved_policy_is_taken_and_the_one_before_becomes_previous(
+    go, coached, record, micro, tmp_path
+):
+    loads = record(loop, "load_policy")
+    first, second = go(coached, method=Method(train=LEARNS))
+    assert first.validation > first.validation_before
+    folder = tmp_path / "run" / "iteration-1" / "train"
+    assert first.policy == step_folders(folder)[-1][1]
+    sampling = [(kw["name"], args[0]) for args, kw in loads if kw["name"] != "greedy"]
+    assert sampling == [
+        ("current", micro.start.policy),
+        ("previous", micro.start.previous),
+        ("current", first.policy),
+        ("previous", micro.start.policy),
+    ]
+    assert second.validation_before == first.validation
+
+
+def test_the_policy_stays_where_no_checkpoint_is_better(go, coached, record, micro):
+    """A tie is not better; and a policy that stays is not mixed with itself."""
+    loads = record(loop, "load_policy")
+    found = go(coached, method=Method(train=STILL))
+    for result in found:
+        assert len(set(result.scores.values())) == 1
+        assert result.policy == micro.start.policy
+        assert "the policy stays" in result.warnings[0]
+    sampling = [(kw["name"], args[0]) for args, kw in loads if kw["name"] != "greedy"]
+    assert sampling == [("current", micro.start.policy), ("previous", micro.start.previous)] * 2
+
+
+def test_a_worse_checkpoint_is_not_taken(go, coached, micro):
+    wild = TrainConfig(lr=1.0, epochs=4, batch_size=5, checkpoints=2)
+    (result,) = go(coached, method=Method(train=wild), iterations=1)
+    assert result.policy == micro.start.policy
+    assert result.validation == result.validation_before > min(result.scores.values())
+
+
+def test_equal_weights_under_two_names_give_different_samples(micro, data, tmp_path):
+    policy = micro.start.policy
+    config = replace(micro.recipe.iterate, iterations=1, current_samples=3, previous_samples=3)
+    iterate(policy, policy, data, "raft", micro.method, config, tmp_path)
+    ids = {t.key: t.tokens.ids for t in rollouts(tmp_path)}
+    current = [key for key in ids if "#current#" in key]
+    same = [ids[key] == ids[key.replace("#current#", "#previous#")] for key in current]
+    assert sum(same) < len(same) / 2
+
+
+@pytest.mark.parametrize("which", ["first", "last"])
+def test_the_reference_is_the_folder_that_was_asked_for(
+    go, coached, record, micro, tmp_path, which
+):
+    loads = record(training, "load_causal_lm")
+    first, _ = go(coached, method=Method(train=LEARNS), reference=which)
+    start = micro.start.policy
+    assert first.policy != start
+    second_reference = first.policy if which == "last" else start
+    # Per iteration: the weights to train, then the reference.
+    assert [args[0] for args, _ in loads] == [start, start, first.policy, second_reference]
+    manifest = read_manifest(step_folders(tmp_path / "run/iteration-2/train")[-1][1])
+    assert manifest["reference"] == "/".join(second_reference.parts[-3:])
+
+
+def test_mdpo_starts_at_its_reference(go, tmp_path):
+    """Where policy and reference are one folder, the first margin is zero."""
+    go("mdpo", iterations=1)
+    first = (tmp_path / "run/iteration-1/train/metrics.jsonl").read_text().splitlines()[0]
+    assert json.loads(first)["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert json.loads(first)["loss"] == pytest.approx(
+        math.log(2) + json.loads(first)["nll_loss"], rel=1e-3
+    )
+
+
+# --- resuming
+
+
+def test_a_finished_run_is_read_not_repeated(go, monkeypatch):
+    first = go("mdpo")
+
+    def never(*args, **kwargs):
+        raise AssertionError("a finished run was started again")
+
+    for name in ("train", "load_policy"):
+        monkeypatch.setattr(loop, name, never)
+    assert go("mdpo") == first
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_result(
+    go, micro, data, tmp_path, kill_and_restart
+):
+    go("mdpo", run=tmp_path / "whole")
+    start, run = micro.start, tmp_path / "killed"
+    config = micro.recipe.iterate
+    arguments = (start.policy, start.previous, data, "mdpo", micro.method, config, run)
+    codes = kill_and_restart(
+        iterate,
+        arguments,
+        run,
+        [
+            ("iteration-1/rollouts.jsonl", 20),
+            ("iteration-1/train/metrics.jsonl", 1),
+            ("iteration-1/validation/step*.jsonl", 1),
+            ("iteration-2/selection.json", 1),
+        ],
+    )
+    assert codes.count(-9) >= 2
+    assert results(run) == results(tmp_path / "whole")
+    for number in (1, 2):
+        parts = [r / f"iteration-{number}" / "selection.json" for r in (run, tmp_path / "whole")]
+        assert parts[0].read_text() == parts[1].read_text()
+
+
+def test_a_kill_after_training_does_not_train_again(go, tmp_path, record):
+    first = go("raft", iterations=1)
+    folder = tmp_path / "run" / "iteration-1"
+    shutil.rmtree(folder / "validation")
+    trains = record(loop, "train")
+    assert go("raft", iterations=1) == first
+    assert trains == []
+
+
+# --- what is refused, and what is told
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"reference": "newest"}, "'last' or 'first'"),
+        ({"iterations": 0}, "at least one iteration"),
+        ({"current_samples": 0, "previous_samples": 0}, "one sample"),
+        ({"current_samples": -1}, "negative"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        IterateConfig(**wrong)
+
+
+def test_problems_that_do_not_suffice_are_refused_before_any_work(micro, data, tmp_path):
+    start, config = micro.start, micro.recipe.iterate
+    for learner, wrong, message in (
+        ("mdpo", replace(data, prompts=data.prompts[:1]), "1 prompts cannot be split over 2"),
+        ("mdpo", replace(data, validation=()), "validation"),
+        ("sft", replace(data, demonstrations=()), "demonstrations"),
+        ("ppo", data, "no learner is called 'ppo'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            iterate(start.policy, start.previous, wrong, learner, micro.method, config, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_policy_that_is_never_right_ends_in_an_error_that_says_so(micro, data, policy, tmp_path):
+    config = replace(micro.recipe.iterate, iterations=1, current_samples=1, previous_samples=0)
+    with pytest.raises(TrainingError, match="nothing to train on"):
+        iterate(policy, policy, data, "mdpo", micro.method, config, tmp_path)
+    selection = json.loads((tmp_path / "iteration-1/selection.json").read_text())
+    assert selection["counts"]["all_wrong"] == 12
+
+
+def test_the_reporter_hears_of_every_stage(micro, data, tmp_path):
+    class Listening(Reporter):
+        def __init__(self):
+            self.stages, self.lines = [], []
+
+        def stage(self, name, total, unit):
+            self.stages.append(name)
+            return super().stage(name, total, unit)
+
+        def say(self, text):
+            self.lines.append(text)
+
+    reporter = Listening()
+    config = replace(micro.recipe.iterate, iterations=1)
+    start = micro.start
+    iterate(start.policy, start.previous, data, "mdpo", micro.method, config, tmp_path, reporter)
+    assert [s.partition(": ")[2] for s in reporter.stages] == ["sampling", "mdpo", "validation"]
+    assert "examples from" in reporter.lines[0]
+
+
+def test_evaluate_goes_on_where_it_stopped_and_counts_only_what_counts(
+    micro, tmp_path, record, make_trajectory
+):
+    file = tmp_path / "e.jsonl"
+    problems, policy = micro.sets.validation, micro.start.policy
+    whole = evaluate(policy, problems, tmp_path / "w.jsonl", micro.recipe.iterate.collect)
+    evaluate(policy, problems[:2], file, micro.recipe.iterate.collect)
+    again = evaluate(policy, problems, file, micro.recipe.iterate.collect)
+    assert {t.key: t.grade for t in again} == {t.key: t.grade for t in whole}
+    loads = record(loop, "load_policy")
+    evaluate(policy, problems, file, micro.recipe.iterate.collect)
+    assert loads == []
+    right, wrong = make_trajectory("a", True), make_trajectory("b", False)
+    broken = make_trajectory("c", False, infra=True)
+    assert mean_reward([right, wrong, broken]) == 0.5
+    assert mean_reward([broken]) == 0.0
