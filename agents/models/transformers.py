@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,10 +21,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from agents.base import Completion, CompletionRequest
 from mathenv.errors import ConfigError, InfraError
 from mathenv.types import FinishReason
+
+_SPARE_TOKENS = 32  # room in a cache layer for tokens to come
+_COMPACT_AT = 0.75  # share of running rows at which finished ones are dropped
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -202,8 +206,59 @@ class _Row:
     logprobs: list[float] = field(default_factory=list)
     finish: FinishReason = FinishReason.LENGTH
 
+    done: bool = False
+
+    def add(self, token: int, logprob: float, stop_string_hit: Callable[[_Row], bool]) -> None:
+        """Take a sampled token and decide whether it was the last."""
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        if token in self.request.stop_ids:
+            self.finish = FinishReason.STOP
+        elif stop_string_hit(self):
+            self.finish = FinishReason.STOP_STRING
+        elif len(self.ids) < self.request.max_new_tokens:
+            return
+        self.done = True
+
     def completion(self) -> Completion:
         return Completion(tuple(self.ids), tuple(self.logprobs), self.finish)
+
+
+class _GrowingLayer(DynamicLayer):
+    """A cache layer that appends in place.
+
+    The stock layer concatenates, which copies all keys and values for every new token.
+    """
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        old: int = self.get_seq_length()
+        new = old + key_states.shape[-2]
+        if old == 0 or new > self._room.shape[-2]:
+            shape = (2, *key_states.shape[:2], new + _SPARE_TOKENS, key_states.shape[-1])
+            room = key_states.new_empty(shape)
+            if old:
+                room[0, :, :, :old], room[1, :, :, :old] = self.keys, self.values
+            self._room = room
+            self.dtype, self.device, self.is_initialized = room.dtype, room.device, True
+        self._room[0, :, :, old:new] = key_states
+        self._room[1, :, :, old:new] = value_states
+        self.keys, self.values = self._room[0, :, :, :new], self._room[1, :, :, :new]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        length = self.get_seq_length()
+        if length:
+            self._room = self._room[:, indices]
+            self.keys, self.values = self._room[0, :, :, :length], self._room[1, :, :, :length]
+
+
+def _growing_cache(config: Any) -> Any:
+    """Return the model's cache with its plain layers (not sliding windows) appending in place."""
+    cache = DynamicCache(config=config)
+    cache.layers = [_GrowingLayer() if type(x) is DynamicLayer else x for x in cache.layers]
+    return cache
 
 
 class _Batch:
@@ -213,7 +268,7 @@ class _Batch:
         self._model = model
         self.all_rows = [_new_row(request) for request in requests]
         self.rows = list(self.all_rows)
-        self._cache = DynamicCache(config=model.config)
+        self._cache = _growing_cache(model.config)
         longest = max(len(r.ids) for r in requests)
         padded = [[0] * (longest - len(r.ids)) + list(r.ids) for r in requests]
         kept = [[0] * (longest - len(r.ids)) + [1] * len(r.ids) for r in requests]
@@ -236,22 +291,15 @@ class _Batch:
             .float()
         )
         tokens, logprobs = _sample(logits, self.rows)
-        running = []
-        for index, (row, token, logprob) in enumerate(
-            zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=True)
-        ):
-            row.ids.append(token)
-            row.logprobs.append(logprob)
-            if token in row.request.stop_ids:
-                row.finish = FinishReason.STOP
-            elif stop_string_hit(row):
-                row.finish = FinishReason.STOP_STRING
-            elif len(row.ids) < row.request.max_new_tokens:
-                running.append(index)
-        self._advance(tokens, running)
+        for row, token, logprob in zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            if not row.done:
+                row.add(token, logprob, stop_string_hit)
+        self._advance(tokens)
 
-    def _advance(self, tokens: torch.Tensor, running: list[int]) -> None:
-        if len(running) < len(self.rows):
+    def _advance(self, tokens: torch.Tensor) -> None:
+        running = [index for index, row in enumerate(self.rows) if not row.done]
+        # Dropping rows copies the cache, so finished rows ride along until a quarter is done.
+        if len(running) <= _COMPACT_AT * len(self.rows):
             self.rows = [self.rows[i] for i in running]
             if not running:
                 return
@@ -259,7 +307,7 @@ class _Batch:
             self._cache.batch_select_indices(index)
             tokens, self._mask = tokens[index], self._mask[index]
         self._tokens = tokens[:, None]
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(running), 1)], dim=1)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self.rows), 1)], dim=1)
 
 
 def _new_row(request: CompletionRequest) -> _Row:
@@ -276,7 +324,7 @@ def _sample(logits: torch.Tensor, rows: Sequence[_Row]) -> tuple[torch.Tensor, t
     warm = [i for i, row in enumerate(rows) if row.request.temperature > 0]
     if warm:
         temperature = torch.tensor([rows[i].request.temperature for i in warm])
-        uniform = torch.stack([rows[i].uniforms[len(rows[i].ids)] for i in warm])
+        uniform = torch.stack([rows[i].uniforms[len(rows[i].ids) - rows[i].done] for i in warm])
         top_p = torch.tensor([rows[i].request.top_p for i in warm], dtype=torch.double)
         device = logits.device
         probs = (logits[warm] / temperature.to(device)[:, None]).double().softmax(-1)
