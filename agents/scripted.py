@@ -21,11 +21,14 @@ class OracleAgent:
     It runs a problem's `solution` cells and boxes what the interpreter printed last. A
     problem without a solution gets one cell that prints its reference answer, so that
     every benchmark can be walked end to end.
+
+    With `use_tool` off it boxes the reference answer at once: the demonstration of a
+    teacher who reckons in the head.
     """
 
-    name = "oracle"
-
-    def __init__(self, problems: Iterable[Problem]) -> None:
+    def __init__(self, problems: Iterable[Problem], *, use_tool: bool = True) -> None:
+        self.name = "oracle" if use_tool else "oracle-direct"
+        self._use_tool = use_tool
         self._problems = {p.question: p for p in problems}
 
     @asynccontextmanager
@@ -35,6 +38,9 @@ class OracleAgent:
         problem = self._problems.get(question)
         if problem is None:
             raise DataError(f"the oracle was not given this problem: {question[:80]!r}")
+        if not self._use_tool:
+            yield ScriptedEpisode([Action(f"\\boxed{{{problem.answer}}}")])
+            return
         cells = problem.solution or (f"print({problem.answer!r})",)
         yield ScriptedEpisode([Action(code_block(cell)) for cell in cells], box_last=True)
 

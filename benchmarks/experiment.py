@@ -89,7 +89,7 @@ def _run_learner(
     with reporter.stage("test", len(policies) * len(sets.test), "problems") as advance:
         for index, (name, policy, file) in enumerate(policies, start=1):
             path = folder / "test" / f"{file}.jsonl"
-            stages.append((name, evaluate(policy, sets.test, path, recipe.iterate.collect)))
+            stages.append((name, evaluate(policy, sets.test, path, recipe.iterate)))
             advance(index * len(sets.test))
     return LearnerRun(recipe.learner, recipe.seed, stages)
 

@@ -15,11 +15,11 @@ killed and started again:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from agents.base import GREEDY, SamplingParams, WeightedAgent
+from agents.base import SamplingParams, WeightedAgent
 from agents.llm import derive_seed
 from agents.policy import load_policy
 from agents.rollout import CollectConfig, collect
@@ -274,7 +274,7 @@ def _choose(
     ) as advance:
         for index, (name, path) in enumerate(candidates.items()):
             file = folder / "validation" / f"{name}.jsonl"
-            trajectories = evaluate(path, validation, file, config.collect)
+            trajectories = evaluate(path, validation, file, config)
             advance((index + 1) * len(validation))
             scores[name] = mean_reward(trajectories)
     best = max(reversed([path.name for path in checkpoints]), key=lambda name: scores[name])
@@ -293,25 +293,14 @@ def _choose(
 
 
 def evaluate(
-    policy: Path,
-    problems: Sequence[Problem],
-    file: Path,
-    config: CollectConfig,
-    progress: Callable[[int], None] | None = None,
+    policy: Path, problems: Sequence[Problem], file: Path, config: IterateConfig
 ) -> list[Trajectory]:
-    """Play every problem once, greedily, and return the trajectories. Resumable."""
+    """Play every problem once, greedily within the config's limits. Resumable."""
     with TrajectoryStore(file) as store:
         if len(store) < len(problems):
-            with load_policy(policy, GREEDY, name="greedy") as agent:
-                collect(
-                    [WeightedAgent(agent)],
-                    problems,
-                    store,
-                    config,
-                    progress=lambda trajectory, done, total: progress(done) if progress else None,
-                )
-    if progress:
-        progress(len(problems))
+            sampling = replace(config.sampling, temperature=0.0)
+            with load_policy(policy, sampling, name="greedy") as agent:
+                collect([WeightedAgent(agent)], problems, store, config.collect)
     return list(read_trajectories(file))
 
 

@@ -32,7 +32,8 @@ class ProblemsConfig:
         source: a registered name (`words`, `gsm8k`, `math`) or a JSONL path.
         data: local folder or file with the rows; without it the hub is asked.
         demonstrations: training problems whose reference solutions are shown (SFT).
-        demonstration_levels: show only those of these levels; empty: all.
+        direct_share: by level, the share of demonstrations that answer at once, without
+            the tool. Data sets hold such solutions; a small model that imitates them guesses.
         prompts: further training problems, answers only, split over the iterations.
         validation: problems that choose checkpoints. Taken from the validation split
             where the source has one, else from the training split.
@@ -43,7 +44,7 @@ class ProblemsConfig:
     source: str = "words"
     data: str | None = None
     demonstrations: int = 1500
-    demonstration_levels: tuple[str, ...] = ()
+    direct_share: dict[str, float] = field(default_factory=dict)
     prompts: int = 900
     validation: int = 200
     test: int = 600

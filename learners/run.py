@@ -11,6 +11,7 @@ Every part is resumable: the same call goes on where a killed one stopped.
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -74,11 +75,7 @@ def problem_sets(config: ProblemsConfig) -> ProblemSets:
             "Give a folder with train.jsonl and test.jsonl, not one file"
         )
     return ProblemSets(
-        demonstrations=[
-            p
-            for p in train_set[: config.demonstrations]
-            if not config.demonstration_levels or p.level in config.demonstration_levels
-        ],
+        demonstrations=train_set[: config.demonstrations],
         prompts=train_set[config.demonstrations : wanted],
         validation=validation or train_set[wanted:],
         test=test,
@@ -173,20 +170,32 @@ def _demonstrations(
 ) -> list[Trajectory]:
     """Reference solutions as trajectories: real interpreter output, tokens as rendered."""
     file = folder / "demonstrations.jsonl"
+    direct = [p for p in problems if _is_direct(p, recipe.problems)]
+    with_tool = [p for p in problems if not _is_direct(p, recipe.problems)]
+    config = CollectConfig(horizon=recipe.iterate.collect.horizon, seed=recipe.seed)
     with (
         TrajectoryStore(file) as store,
         reporter.stage("demonstrations", len(problems), "trajectories") as advance,
     ):
-        collect(
-            [WeightedAgent(OracleAgent(problems))],
-            problems,
-            store,
-            CollectConfig(horizon=recipe.iterate.collect.horizon, seed=recipe.seed),
-            progress=lambda t, done, total: advance(done, total),
-        )
+        for agent, shown in (
+            (OracleAgent(with_tool), with_tool),
+            (OracleAgent(direct, use_tool=False), direct),
+        ):
+            collect(
+                [WeightedAgent(agent)],
+                shown,
+                store,
+                config,
+                progress=lambda _, done, __: advance(done),
+            )
     renderer = ChatRenderer(load_tokenizer(base))
     return [
         replace(t, tokens=renderer.record_turns(t.problem.question, t.turns))
         for t in read_trajectories(file)
         if t.grade.correct
     ]
+
+
+def _is_direct(problem: Problem, config: ProblemsConfig) -> bool:
+    chance = random.Random(f"direct/{config.seed}/{problem.id}").random()
+    return chance < config.direct_share.get(problem.level, 0.0)

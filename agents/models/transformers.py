@@ -230,6 +230,10 @@ class _GrowingLayer(DynamicLayer):
     The stock layer concatenates, which copies all keys and values for every new token.
     """
 
+    keys: torch.Tensor
+    values: torch.Tensor
+    _room: torch.Tensor  # (2, batch, heads, capacity, head size): keys and values are views
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:

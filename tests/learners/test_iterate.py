@@ -327,12 +327,12 @@ def test_evaluate_goes_on_where_it_stopped_and_counts_only_what_counts(
 ):
     file = tmp_path / "e.jsonl"
     problems, policy = micro.sets.validation, micro.start.policy
-    whole = evaluate(policy, problems, tmp_path / "w.jsonl", micro.recipe.iterate.collect)
-    evaluate(policy, problems[:2], file, micro.recipe.iterate.collect)
-    again = evaluate(policy, problems, file, micro.recipe.iterate.collect)
+    whole = evaluate(policy, problems, tmp_path / "w.jsonl", micro.recipe.iterate)
+    evaluate(policy, problems[:2], file, micro.recipe.iterate)
+    again = evaluate(policy, problems, file, micro.recipe.iterate)
     assert {t.key: t.grade for t in again} == {t.key: t.grade for t in whole}
     loads = record(loop, "load_policy")
-    evaluate(policy, problems, file, micro.recipe.iterate.collect)
+    evaluate(policy, problems, file, micro.recipe.iterate)
     assert loads == []
     right, wrong = make_trajectory("a", True), make_trajectory("b", False)
     broken = make_trajectory("c", False, infra=True)

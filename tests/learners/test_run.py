@@ -43,9 +43,7 @@ def test_the_run_folder_holds_what_it_promises(micro):
 
 def test_fine_tuning_teaches_something(micro, tmp_path):
     scores = [
-        mean_reward(
-            evaluate(policy, micro.sets.validation, tmp_path / name, micro.recipe.iterate.collect)
-        )
+        mean_reward(evaluate(policy, micro.sets.validation, tmp_path / name, micro.recipe.iterate))
         for name, policy in (("a.jsonl", micro.run / "base"), ("b.jsonl", micro.start.policy))
     ]
     assert scores[0] == 0
