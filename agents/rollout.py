@@ -23,7 +23,13 @@ from agents.llm import derive_seed
 from mathenv.env import MathToolEnv
 from mathenv.errors import ConfigError, InfraError
 from mathenv.interpreter import Interpreter
-from mathenv.store import TrajectoryStore, read_trajectories, to_json, write_atomic
+from mathenv.store import (
+    FILE_NAME,
+    TrajectoryStore,
+    read_trajectories,
+    to_json,
+    write_atomic,
+)
 from mathenv.types import FinishReason, Grade, GradeStatus, Problem, StopReason, Trajectory
 
 Progress = Callable[[Trajectory, int, int], None]
@@ -107,6 +113,13 @@ def collect(
 def failed_path(path: Path) -> Path:
     """Return the file that holds the episodes that failed beside the store at `path`."""
     return path.with_suffix(".failed.jsonl")
+
+
+def read_collected(path: Path) -> list[Trajectory]:
+    """Return the finished episodes of a store and the failed ones, which do not count."""
+    failed = failed_path(path if path.suffix == ".jsonl" else path / FILE_NAME)
+    finished = list(read_trajectories(path))
+    return [*finished, *read_trajectories(failed)] if failed.exists() else finished
 
 
 def _jobs(member: WeightedAgent, problems: Sequence[Problem]) -> list[_Job]:

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from agents.base import Agent, WeightedAgent
 from agents.llm import LLMAgent
-from agents.rollout import CollectConfig, collect
+from agents.rollout import CollectConfig, collect, read_collected
 from benchmarks.metrics import Metrics, summarize
 from benchmarks.report import bench_markdown
 from benchmarks.suites import Suite
@@ -30,7 +30,7 @@ from mathenv.env import local_interpreter
 from mathenv.errors import ConfigError
 from mathenv.grading.validate import SelfMismatch, self_mismatches
 from mathenv.interpreter import Interpreter, Limits
-from mathenv.store import TrajectoryStore, read_trajectories, write_atomic
+from mathenv.store import TrajectoryStore, write_atomic
 from mathenv.types import Problem
 
 PACKAGES = ("mathenv", "gymnasium", "numpy", "sympy", "math-verify", "torch", "transformers")
@@ -112,7 +112,7 @@ def run_bench(
     result = BenchResult(
         suite=suite.name,
         agent=player.name,
-        metrics=summarize(read_trajectories(out), seed=seed),
+        metrics=summarize(read_collected(out), seed=seed),
         mismatches=tuple(self_mismatches(problems)),
         config=config,
         environment=environment(interpreter),

@@ -22,7 +22,7 @@ from pathlib import Path
 from agents.base import SamplingParams, WeightedAgent
 from agents.llm import derive_seed
 from agents.policy import load_policy
-from agents.rollout import CollectConfig, collect
+from agents.rollout import CollectConfig, collect, read_collected
 from learners.checkpoint import drop_state, step_folders
 from learners.diagnose import diagnose
 from learners.learner import Learner, LearnerConfig, make_learner
@@ -213,7 +213,7 @@ def _sample(
                     collecting,
                     progress=lambda t, done, _: advance(done),
                 )
-    return list(read_trajectories(file))
+    return read_collected(file)
 
 
 def _select(

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from agents.base import WeightedAgent
-from agents.rollout import CollectConfig, collect
+from agents.rollout import CollectConfig, collect, read_collected
 from benchmarks.agent_options import AgentOptions, open_agent
 from benchmarks.console import ResultConsole
 from benchmarks.metrics import outcomes, tool_use
@@ -18,7 +18,7 @@ from benchmarks.progress import ConsoleReporter
 from benchmarks.report import percent
 from benchmarks.runner import claim, describe_agent, describe_problems
 from benchmarks.suites import find_suite
-from mathenv.store import FILE_NAME, TrajectoryStore, read_trajectories
+from mathenv.store import FILE_NAME, TrajectoryStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Collect:
         ResultConsole().say(self._summary())
 
     def _summary(self) -> str:
-        trajectories = list(read_trajectories(self.out))
+        trajectories = read_collected(self.out)
         rewards = [reward for group in outcomes(trajectories).values() for reward in group]
         excluded = len(trajectories) - len(rewards)
         right = percent(sum(rewards) / max(1, len(rewards)))
