@@ -108,7 +108,7 @@ class MathToolEnv(gymnasium.Env[str, str]):
     `s`; a later `reset()` goes on from there. Each episode's session seed follows from it.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - Gymnasium's
 
     def __init__(
         self,

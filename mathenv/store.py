@@ -49,7 +49,7 @@ class TrajectoryStore:
         self._guard = threading.Lock()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Unbuffered and O_APPEND: one write call per trajectory, always at the end.
-        self._stream: BinaryIO = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+        self._stream: BinaryIO = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - until close()
         try:
             _lock(self._stream, self.path)
             _mend(self._stream)
