@@ -9,15 +9,26 @@ everything here and counted in `Metrics.excluded`.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
 import numpy as np
 
+from benchmarks.voting import Ballot, ballots, maj_at_k, pass_at_k, sizes
 from mathenv.errors import ConfigError
-from mathenv.types import ExecutionStatus, SpanKind, Trajectory
+from mathenv.problems import has_label_issue
+from mathenv.types import (
+    ExecutionStatus,
+    GradeStatus,
+    Problem,
+    SpanKind,
+    StopReason,
+    Trajectory,
+    Turn,
+)
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -27,13 +38,13 @@ Outcomes = Mapping[str, Sequence[float]]  # problem id -> one outcome per sample
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A share with its interval. `n` is the number of problems it is the mean over."""
+    """A mean with its interval. `n` is the number of problems it is the mean over."""
 
     value: float
     low: float
     high: float
     n: int
-    method: str  # "wilson" or "bootstrap"
+    method: str  # "wilson", "bootstrap", or "constant" where nothing varies
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,27 +65,42 @@ class Difference:
 class ToolUse:
     """How the interpreter and the turns were used; means are per episode.
 
-    `stop_reasons` covers all episodes, excluded ones too; the rest only those that count.
-    `sampled_tokens` is None where no tokens were recorded.
+    `cell_errors` is the share of the `cells` that did not end well, `cell_statuses` how they
+    ended. `stop_reasons` covers all episodes, excluded ones too; the rest only those that
+    count. `sampled_tokens` is None where no tokens were recorded.
     """
 
-    turns: float
-    code_turns: float
+    turns: Estimate
+    code_turns: Estimate
+    code_lines: Estimate
     cells: int
-    cell_errors: float
+    cell_errors: Estimate
+    cell_statuses: Mapping[str, int]
     stop_reasons: Mapping[str, int]
-    sampled_tokens: float | None
+    sampled_tokens: Estimate | None
 
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Everything `summarize` says about a set of trajectories."""
+    """Everything `summarize` says about a set of trajectories.
+
+    `flagged` problems have a label that is known to be wrong (`mathenv.problems.label_issues`):
+    they are part of every number but `without_flagged`. `excluded` episodes are part of none;
+    `exclusions` says why: `infra`, the machinery failed, or `gold_error`, the reference answer
+    cannot be graded.
+    """
 
     pass_at_1: Estimate
+    pass_at_k: Mapping[int, Estimate]
+    maj_at_k: Mapping[int, Estimate]
     by_level: Mapping[str, Estimate]
+    by_subject: Mapping[str, Estimate]
+    flagged: int
+    without_flagged: Estimate | None
     tool_use: ToolUse
     episodes: int
     excluded: int
+    exclusions: Mapping[str, int]
 
 
 def outcomes(trajectories: Iterable[Trajectory]) -> dict[str, tuple[float, ...]]:
@@ -120,7 +146,7 @@ def wilson(successes: float, n: int, *, level: float = LEVEL) -> Estimate:
 def cluster_bootstrap(
     results: Outcomes, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """Percentile interval of the mean, resampling problems with all their samples.
+    """Percentile interval of a mean share, resampling problems with all their samples.
 
     Where every problem has the same mean a bootstrap sees no spread at all and would claim
     certainty; Wilson's interval over problems is given instead.
@@ -128,9 +154,44 @@ def cluster_bootstrap(
     means = np.array([fmean(samples) for samples in results.values()])
     if np.ptp(means) == 0:
         return wilson(float(means.sum()), len(means), level=level)
-    draws = _bootstrap_means(means, resamples, seed)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(means.mean()), float(low), float(high), len(means), "bootstrap")
+    return _bootstrap_mean(means, level, resamples, seed)
+
+
+def mean_estimate(
+    results: Outcomes, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
+    """Return the mean over problems of a quantity that is no share, e.g. turns or tokens."""
+    means = np.array([fmean(samples) for samples in results.values()])
+    if not len(means) or np.ptp(means) == 0:
+        value = float(means[0]) if len(means) else 0.0
+        return Estimate(value, value, value, len(means), "constant")
+    return _bootstrap_mean(means, level, resamples, seed)
+
+
+def ratio_estimate(
+    counts: Mapping[str, tuple[float, float]],
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Return the ratio of two sums, e.g. failed cells to cells, resampling problems.
+
+    `counts` has (numerator, denominator) per problem; problems without a denominator say
+    nothing.
+    """
+    pairs = np.array([pair for pair in counts.values() if pair[1] > 0], dtype=float)
+    if not len(pairs):
+        return Estimate(0.0, 0.0, 0.0, 0, "constant")
+    distinct, weights = np.unique(pairs, axis=0, return_counts=True)
+    n = len(pairs)
+    ratio = float(pairs[:, 0].sum() / pairs[:, 1].sum())
+    if len(distinct) == 1:
+        return Estimate(ratio, ratio, ratio, n, "constant")
+    drawn = np.random.default_rng(seed).multinomial(n, weights / n, size=resamples)
+    ratios = (drawn @ distinct[:, 0]) / (drawn @ distinct[:, 1])
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(ratio, float(low), float(high), n, "bootstrap")
 
 
 def paired_bootstrap(
@@ -183,31 +244,47 @@ def mcnemar(first: Outcomes, second: Outcomes) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
-def by_level(trajectories: Iterable[Trajectory], *, seed: int = 0) -> dict[str, Estimate]:
-    """Return accuracy per `Problem.level`, sorted by it; problems without one are left out."""
-    levels: dict[str, list[Trajectory]] = {}
+def by_group(
+    trajectories: Iterable[Trajectory], group: Callable[[Problem], str], *, seed: int = 0
+) -> dict[str, Estimate]:
+    """Return accuracy per group of problems, sorted ("2" before "10"); "" is no group."""
+    groups: dict[str, list[Trajectory]] = {}
     for trajectory in trajectories:
-        if trajectory.counts and trajectory.problem.level:
-            levels.setdefault(trajectory.problem.level, []).append(trajectory)
-    ordered = sorted(levels, key=lambda level: (len(level), level))  # "2" before "10"
-    return {level: pass_at_1(outcomes(levels[level]), seed=seed) for level in ordered}
+        name = group(trajectory.problem)
+        if trajectory.counts and name:
+            groups.setdefault(name, []).append(trajectory)
+    ordered = sorted(groups, key=_natural)
+    return {name: pass_at_1(outcomes(groups[name]), seed=seed) for name in ordered}
 
 
-def tool_use(trajectories: Sequence[Trajectory]) -> ToolUse:
+def tool_use(trajectories: Sequence[Trajectory], *, seed: int = 0) -> ToolUse:
     """Return how turns, cells and tokens were used."""
     counted = [t for t in trajectories if t.counts]
-    cells = [turn.execution for t in counted for turn in t.turns if turn.execution is not None]
-    errors = sum(cell.status is not ExecutionStatus.OK for cell in cells)
-    sampled = [n for t in counted if (n := _sampled_tokens(t)) is not None]
+    statuses = Counter(_cell_status(turn) for t in counted for turn in t.turns if turn.execution)
     stops = Counter(t.stop_reason.value for t in trajectories)
+    sampled = [t for t in counted if t.tokens is not None]
+
+    def mean(quantity: Callable[[Trajectory], float]) -> Estimate:
+        return mean_estimate(_per_problem(counted, quantity), seed=seed)
+
     return ToolUse(
-        turns=_mean([len(t.turns) for t in counted]),
-        code_turns=len(cells) / max(1, len(counted)),
-        cells=len(cells),
-        cell_errors=errors / max(1, len(cells)),
+        turns=mean(lambda t: len(t.turns)),
+        code_turns=mean(lambda t: len(_cells(t))),
+        code_lines=mean(lambda t: sum(_lines(turn.code or "") for turn in _cells(t))),
+        cells=statuses.total(),
+        cell_errors=ratio_estimate(_errors_and_cells(counted), seed=seed),
+        cell_statuses=dict(statuses.most_common()),
         stop_reasons=dict(stops.most_common()),
-        sampled_tokens=fmean(sampled) if sampled else None,
+        sampled_tokens=(
+            mean_estimate(_per_problem(sampled, sampled_tokens), seed=seed) if sampled else None
+        ),
     )
+
+
+def sampled_tokens(trajectory: Trajectory) -> int:
+    """Return how many tokens the model wrote, 0 where no tokens were recorded."""
+    spans = trajectory.tokens.spans if trajectory.tokens is not None else ()
+    return sum(span.end - span.start for span in spans if span.kind is SpanKind.SAMPLED)
 
 
 def summarize(trajectories: Iterable[Trajectory], *, seed: int = 0) -> Metrics:
@@ -217,13 +294,71 @@ def summarize(trajectories: Iterable[Trajectory], *, seed: int = 0) -> Metrics:
         ConfigError: no episode counts.
     """
     episodes = list(trajectories)
+    clean = [t for t in episodes if not has_label_issue(t.problem)]
+    flagged = {t.problem.id for t in episodes if t.counts and has_label_issue(t.problem)}
+    votes = ballots(episodes)
+    most = max((ballot.samples for ballot in votes.values()), default=0)
     return Metrics(
         pass_at_1=pass_at_1(outcomes(episodes), seed=seed),
-        by_level=by_level(episodes, seed=seed),
-        tool_use=tool_use(episodes),
+        pass_at_k={k: _over_problems(votes, k, pass_at_k, seed) for k in sizes(most)},
+        maj_at_k={k: _over_problems(votes, k, maj_at_k, seed) for k in sizes(most)},
+        by_level=by_group(episodes, lambda problem: problem.level, seed=seed),
+        by_subject=by_group(episodes, lambda problem: problem.subject, seed=seed),
+        flagged=len(flagged),
+        without_flagged=pass_at_1(outcomes(clean), seed=seed) if outcomes(clean) else None,
+        tool_use=tool_use(episodes, seed=seed),
         episodes=len(episodes),
         excluded=sum(not t.counts for t in episodes),
+        exclusions=dict(Counter(_exclusion(t) for t in episodes if not t.counts).most_common()),
     )
+
+
+def _over_problems(
+    votes: Mapping[str, Ballot], k: int, score: Callable[[Ballot, int], float], seed: int
+) -> Estimate:
+    """Mean over the problems with at least k samples that count (`Estimate.n` says how many)."""
+    scores = {name: (score(b, k),) for name, b in votes.items() if b.samples >= k}
+    return cluster_bootstrap(scores, seed=seed)
+
+
+def _exclusion(trajectory: Trajectory) -> str:
+    gold = trajectory.grade.status is GradeStatus.GOLD_ERROR
+    return GradeStatus.GOLD_ERROR.value if gold else StopReason.INFRA.value
+
+
+def _natural(name: str) -> tuple[list[int], str]:
+    return [int(digits) for digits in re.findall(r"\d+", name)], name
+
+
+def _per_problem(
+    trajectories: Iterable[Trajectory], quantity: Callable[[Trajectory], float]
+) -> Outcomes:
+    grouped: dict[str, list[float]] = {}
+    for trajectory in trajectories:
+        grouped.setdefault(trajectory.problem.id, []).append(quantity(trajectory))
+    return grouped
+
+
+def _cells(trajectory: Trajectory) -> list[Turn]:
+    return [turn for turn in trajectory.turns if turn.execution is not None]
+
+
+def _cell_status(turn: Turn) -> str:
+    return turn.execution.status.value if turn.execution is not None else ""
+
+
+def _lines(code: str) -> int:
+    return sum(bool(line.strip()) for line in code.splitlines())
+
+
+def _errors_and_cells(trajectories: Iterable[Trajectory]) -> dict[str, tuple[float, float]]:
+    counts: dict[str, tuple[float, float]] = {}
+    for trajectory in trajectories:
+        errors, cells = counts.get(trajectory.problem.id, (0.0, 0.0))
+        ran = [_cell_status(turn) for turn in _cells(trajectory)]
+        errors += sum(status != ExecutionStatus.OK for status in ran)
+        counts[trajectory.problem.id] = (errors, cells + len(ran))
+    return counts
 
 
 def _differences(first: Outcomes, second: Outcomes) -> np.ndarray:
@@ -246,12 +381,7 @@ def _bootstrap_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarra
     return means
 
 
-def _sampled_tokens(trajectory: Trajectory) -> int | None:
-    if trajectory.tokens is None:
-        return None
-    spans = trajectory.tokens.spans
-    return sum(span.end - span.start for span in spans if span.kind is SpanKind.SAMPLED)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return fmean(values) if values else 0.0
+def _bootstrap_mean(means: np.ndarray, level: float, resamples: int, seed: int) -> Estimate:
+    draws = _bootstrap_means(means, resamples, seed)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(means.mean()), float(low), float(high), len(means), "bootstrap")

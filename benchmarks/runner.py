@@ -1,39 +1,40 @@
 """Run one suite with one agent: episodes into a store, then results on disk.
 
-    <out>/config.json          what was asked for; a rerun must ask for the same
-    <out>/trajectories.jsonl   every episode, written as it finishes
-    <out>/results.json, .md    config, versions, interpreter, metrics
+    <out>/config.json              what was asked for; a rerun must ask for the same
+    <out>/trajectories.jsonl       every episode, written as it finishes
+    <out>/results.json, .md, .tex  config, versions, interpreter, metrics; tables of them
 
-A run that was killed goes on where it stopped when it is started again.
+A run that was killed goes on where it stopped when it is started again. The grading policy is
+no part of what was asked for: the same run is scored again under another one without playing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
-import os
-import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from agents.base import Agent, WeightedAgent
+from agents.base import Agent, SamplingParams, WeightedAgent
 from agents.llm import LLMAgent
 from agents.rollout import CollectConfig, collect, read_collected
-from benchmarks.metrics import Metrics, summarize
-from benchmarks.report import bench_markdown
+from benchmarks.metrics import summarize
+from benchmarks.report import bench_latex, bench_markdown
+from benchmarks.results import BenchResult, Mismatch, write_result
 from benchmarks.suites import Suite
-from mathenv.env import local_interpreter
+from mathenv.env import shared_interpreter
 from mathenv.errors import ConfigError
-from mathenv.grading.validate import SelfMismatch, self_mismatches
+from mathenv.grading import grade
+from mathenv.grading.policy import STRICT, GradePolicy, find_policy
+from mathenv.grading.validate import self_mismatches
 from mathenv.interpreter import Interpreter, Limits
+from mathenv.manifest import environment
 from mathenv.store import TrajectoryStore, write_atomic
-from mathenv.types import Problem
-
-PACKAGES = ("mathenv", "gymnasium", "numpy", "sympy", "math-verify", "torch", "transformers")
+from mathenv.types import GradeStatus, Problem, StopReason, Trajectory
 
 AgentSource = Agent | Callable[[Sequence[Problem]], Agent]
 
@@ -42,23 +43,6 @@ class Progress(Protocol):
     """What `run_bench` tells; `progress.ConsoleReporter.stage` gives one."""
 
     def __call__(self, done: int, total: int | None = None) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class BenchResult:
-    """One finished run. `mismatches` are reference answers the grader does not accept.
-
-    `seconds` is the wall time of this call, not of earlier, killed ones.
-    """
-
-    suite: str
-    agent: str
-    metrics: Metrics
-    mismatches: tuple[SelfMismatch, ...]
-    config: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    out: Path
-    seconds: float
 
 
 def run_bench(
@@ -73,6 +57,7 @@ def run_bench(
     concurrency: int = 32,
     seed: int = 0,
     interpreter: str | Interpreter = "local",
+    policy: str | GradePolicy = STRICT,
     progress: Progress | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> BenchResult:
@@ -82,6 +67,7 @@ def run_bench(
         agent: an agent, or what makes one of the problems (e.g. `OracleAgent`).
         data, limit: as in `Suite.load`; the draw of `limit` problems is the same for all seeds.
         seed: fixes sampling and the interpreters' seeds, with problem and sample number.
+        policy: what counts as equal, a preset's name or a policy.
         progress: called with the number of finished episodes and the total.
         details: what else identifies the agent, e.g. a hash of its weights.
 
@@ -103,24 +89,59 @@ def run_bench(
     }
     claim(out, config)
     if isinstance(interpreter, str):
-        interpreter = _interpreter(interpreter)
+        interpreter = shared_interpreter(interpreter, Limits())
     started = time.monotonic()
     with TrajectoryStore(out) as store:
         report = None if progress is None else (lambda _, done, total: progress(done, total))
         members = [WeightedAgent(player, samples)]
         collect(members, problems, store, settings, interpreter=interpreter, progress=report)
+    chosen = find_policy(policy)
     result = BenchResult(
         suite=suite.name,
         agent=player.name,
-        metrics=summarize(read_collected(out), seed=seed),
-        mismatches=tuple(self_mismatches(problems)),
+        metrics=summarize(regraded(read_collected(out), chosen), seed=seed),
+        mismatches=_mismatches(problems),
         config=config,
-        environment=environment(interpreter),
+        policy=chosen.record(),
+        environment={**environment(), "interpreter": dict(interpreter.description)},
+        published=suite.published,
+        suite_size=suite.size,
+        seconds=round(time.monotonic() - started, 1),
         out=out,
-        seconds=time.monotonic() - started,
     )
-    write_results(result)
+    write_result(result)
+    write_atomic(out / "results.md", bench_markdown(result))
+    write_atomic(out / "results.tex", bench_latex([result]))
     return result
+
+
+def regraded(
+    trajectories: Iterable[Trajectory], policy: str | GradePolicy = STRICT
+) -> list[Trajectory]:
+    """Return the trajectories with verdicts under `policy`, which may find an answer unboxed.
+
+    Episodes are stored with the verdict of the preset `strict`, which therefore changes
+    nothing. Episodes in which the machinery failed stay excluded.
+    """
+    chosen = find_policy(policy)
+    if chosen == STRICT:
+        return list(trajectories)
+    return [_regraded(trajectory, chosen) for trajectory in trajectories]
+
+
+def _regraded(trajectory: Trajectory, policy: GradePolicy) -> Trajectory:
+    failed = trajectory.grade.status is GradeStatus.INFRA
+    if failed or trajectory.stop_reason is StopReason.INFRA or not trajectory.turns:
+        return trajectory
+    verdict = grade(trajectory.problem.answer, trajectory.turns[-1].action, policy)
+    return replace(trajectory, grade=verdict)
+
+
+def _mismatches(problems: Sequence[Problem]) -> tuple[Mismatch, ...]:
+    return tuple(
+        Mismatch(m.problem.id, m.problem.answer, m.grade.status.value)
+        for m in self_mismatches(problems)
+    )
 
 
 def claim(out: Path, config: Mapping[str, Any]) -> None:
@@ -167,47 +188,30 @@ def describe_problems(suite: Suite, problems: Sequence[Problem]) -> dict[str, An
 def describe_agent(agent: Agent) -> dict[str, Any]:
     """Return what identifies an agent: name, kind and, for a model, how it samples."""
     description: dict[str, Any] = {"name": agent.name, "kind": type(agent).__name__}
+    sampling = _sampling(agent)
+    if sampling is not None:
+        description["sampling"] = asdict(sampling)
     if isinstance(agent, LLMAgent):
         description |= {
-            "sampling": asdict(agent.sampling),
             "instruction": agent.renderer.instruction,
             "tokenizer": agent.renderer.fingerprint,
         }
     return description
 
 
-def environment(interpreter: Interpreter) -> dict[str, Any]:
-    """Return what the numbers were made with: versions, machine, what isolates the code."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "versions": versions,
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "interpreter": dict(interpreter.description),
-    }
+def greedy(agent: Agent) -> Agent | None:
+    """Return the same model with temperature 0, or None where the agent is no sampling model."""
+    sampling = _sampling(agent)
+    if sampling is None:
+        return None
+    variant: Any = copy(agent)  # shares the model; agents are not changed after this
+    variant.sampling = replace(sampling, temperature=0.0)
+    return cast(Agent, variant)
 
 
-def write_results(result: BenchResult) -> None:
-    """Write `results.json` and `results.md` into the run's folder."""
-    row = {
-        "suite": result.suite,
-        "agent": result.agent,
-        "metrics": asdict(result.metrics),
-        "self_mismatches": [
-            {"id": m.problem.id, "answer": m.problem.answer, "status": m.grade.status.value}
-            for m in result.mismatches
-        ],
-        "config": dict(result.config),
-        "environment": dict(result.environment),
-        "seconds": round(result.seconds, 1),
-    }
-    write_atomic(result.out / "results.json", json.dumps(row, indent=1) + "\n")
-    write_atomic(result.out / "results.md", bench_markdown(result))
+def _sampling(agent: Agent) -> SamplingParams | None:
+    sampling = getattr(agent, "sampling", None)
+    return sampling if isinstance(sampling, SamplingParams) else None
 
 
 def _agent(source: AgentSource, problems: Sequence[Problem]) -> Agent:
@@ -216,9 +220,3 @@ def _agent(source: AgentSource, problems: Sequence[Problem]) -> Agent:
         return source
     assert callable(source)
     return source(problems)
-
-
-def _interpreter(name: str) -> Interpreter:
-    if name != "local":
-        raise ConfigError(f"interpreter must be 'local' or an Interpreter object, got {name!r}")
-    return local_interpreter(Limits())

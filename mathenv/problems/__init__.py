@@ -6,7 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mathenv.errors import ConfigError, DataError
-from mathenv.problems import gsm8k, math, words
+from mathenv.problems import (
+    aime24,
+    aime25,
+    amc23,
+    asdiv,
+    gsm8k,
+    gsm_hard,
+    math,
+    math500,
+    mawps,
+    svamp,
+    words,
+)
 from mathenv.problems.base import (
     ProblemSource,
     find_source,
@@ -16,19 +28,30 @@ from mathenv.problems.base import (
     select,
 )
 from mathenv.problems.jsonl import load_jsonl
+from mathenv.problems.label_issues import flag_label_issue, has_label_issue
 from mathenv.types import Problem
 
 __all__ = [
     "ProblemSource",
+    "aime24",
+    "aime25",
+    "amc23",
+    "asdiv",
     "find_source",
+    "flag_label_issue",
     "gsm8k",
+    "gsm_hard",
+    "has_label_issue",
     "load_jsonl",
     "load_problems",
     "math",
+    "math500",
+    "mawps",
     "problem_sources",
     "register_problems",
     "require_distinct_ids",
     "select",
+    "svamp",
 ]
 
 WORDS_COUNT = 1000  # `words` never ends: what a split holds when no limit is given
@@ -62,6 +85,7 @@ def load_problems(
     folder with `<split>.jsonl`, or problems at hand. `data` is a local file or folder with
     the rows of a named source; without it, published data sets come from the Hugging Face
     hub (extra `data`). `limit` keeps that many problems, drawn with `seed`, in order.
+    Known label errors are noted in `metadata["label_issue"]` (see `label_issues`).
 
     Raises `ConfigError` for wrong arguments or missing data, `DataError` for a bad row.
     """
@@ -89,8 +113,9 @@ def _load(
     if _is_path(spec):
         if data is not None:
             raise ConfigError(f"{spec} is a path already: leave out data=")
-        return load_jsonl(Path(spec), split)
-    return tuple(find_source(str(spec))(split, data=data, limit=limit, seed=seed))
+        return [flag_label_issue(problem) for problem in load_jsonl(Path(spec), split)]
+    source = find_source(str(spec))
+    return [flag_label_issue(p) for p in source(split, data=data, limit=limit, seed=seed)]
 
 
 def _is_path(spec: str | Path) -> bool:

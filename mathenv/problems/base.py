@@ -114,10 +114,19 @@ class Row:
         wanted = " or ".join(repr(name) for name in names)
         raise DataError(f"{self.where}: no column {wanted}; found {sorted(self.fields)}")
 
-    def optional(self, name: str) -> str:
-        """Return a column as text, or an empty string."""
-        value = self.fields.get(name)
-        return "" if value is None else str(value)
+    def optional(self, *names: str) -> str:
+        """Return the first of the columns `names` that is present as text, or an empty string."""
+        found = (self.fields.get(name) for name in names)
+        return next((str(value) for value in found if value is not None), "")
+
+    def identifier(self, prefix: str, *names: str) -> str:
+        """Return `prefix/<id>`: of the first of the columns `names`, else the row's number.
+
+        Published ids such as `60` or `test/precalculus/807.json` get the prefix; ids that
+        have it already stay, so hub rows and local copies agree.
+        """
+        name = self.optional(*names).removesuffix(".json") or str(self.index)
+        return name if name.startswith(f"{prefix}/") else f"{prefix}/{name}"
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
@@ -144,21 +153,33 @@ def _parse_object(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def read_rows(
-    split: str, data: Path | None, hub_id: str, configs: Sequence[str]
+    split: str,
+    data: Path | None,
+    hub_id: str,
+    configs: Sequence[str] = ("",),
+    splits: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[tuple[str, Row]]:
     """Yield (config, row) of one split from a file, a folder or the hub.
 
     A folder holds `<split>.jsonl`, or the files of the hub repository (then it is read by
-    `datasets`, exactly as the hub id would be). `config` is empty for .jsonl files.
+    `datasets`, exactly as the hub id would be). `config` is empty for .jsonl files and for
+    repositories with one configuration. `splits` says which of the repository's splits make
+    up one of ours (left out: the one of the same name).
+
+    Raises:
+        ConfigError: missing data, or a split that the repository does not make up.
     """
     if data is not None:
         path = split_file(data, split)
         if path is not None:
             yield from (("", row) for row in read_jsonl(path))
             return
+    location = hub_id if data is None else str(data)
+    if splits is not None and split not in splits:
+        raise ConfigError(f"{location} has the splits {', '.join(splits)}, not {split!r}")
     for config in configs:
-        location = hub_id if data is None else str(data)
-        yield from ((config, row) for row in _read_dataset(location, config, split))
+        for part in (split,) if splits is None else splits[split]:
+            yield from ((config, row) for row in read_dataset(location, config, part))
 
 
 def split_file(data: Path, split: str) -> Path | None:
@@ -171,7 +192,14 @@ def split_file(data: Path, split: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def _read_dataset(location: str, config: str, split: str) -> Iterator[Row]:
+def read_dataset(location: str, config: str, split: str, **options: Any) -> Iterator[Row]:
+    """Yield the rows of one split that `datasets` finds at `location`, a hub id or a folder.
+
+    An empty `config` is the repository's only one. `options` go to `load_dataset`.
+
+    Raises:
+        ConfigError: `datasets` is not installed, or cannot load this.
+    """
     try:
         datasets = importlib.import_module("datasets")
     except ImportError as error:
@@ -180,7 +208,7 @@ def _read_dataset(location: str, config: str, split: str) -> Iterator[Row]:
             "or pass data= with a local .jsonl file or a folder with <split>.jsonl"
         ) from error
     try:
-        rows = datasets.load_dataset(location, config, split=split)
+        rows = datasets.load_dataset(location, config or None, split=split, **options)
     except (OSError, ValueError) as error:  # datasets' own errors derive from these two
         raise ConfigError(
             f"cannot load split {split!r} of {location} (config {config!r}): {error}. "

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mathenv.errors import DataError
 from mathenv.problems.base import Row, read_rows, register_problems
-from mathenv.protocol import last_boxed
+from mathenv.problems.values import boxed_answer
 from mathenv.types import Problem
 
 HUB_ID = "EleutherAI/hendrycks_math"
@@ -21,8 +19,6 @@ CONFIGS = (
     "prealgebra",
     "precalculus",
 )
-
-_BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+([^\s$.,]+)")
 
 
 @register_problems("math")
@@ -40,22 +36,10 @@ def _problem(row: Row, config: str, split: str) -> Problem:
     return Problem(
         id=row.optional("id") or place,
         question=row.text("problem", "question"),
-        answer=row.text("answer") if "answer" in row.fields else _boxed(row),
+        answer=row.text("answer") if "answer" in row.fields else boxed_answer(row),
         source="math",
         split=row.optional("split") or split,
         level=row.optional("level"),
         subject=row.optional("type") or row.optional("subject"),
         metadata={"solution": solution} if solution else {},
     )
-
-
-def _boxed(row: Row) -> str:
-    r"""Return what the last box of the solution holds; some are written `\boxed 5`."""
-    solution = row.text("solution")
-    answer = last_boxed(solution)
-    bare = _BARE_BOX.findall(solution)
-    if not answer and bare:
-        answer = bare[-1]
-    if not answer:
-        raise DataError(f"{row.where}: the solution has no \\boxed{{}} and there is no answer")
-    return answer

@@ -150,16 +150,20 @@ def test_excluded_episodes_are_left_out_and_counted(make_trajectory) -> None:
     assert metrics.outcomes(runs) == {"a": (1.0,), "b": (0.0,)}
 
 
-def test_by_level_sorts_and_splits(make_trajectory) -> None:
+def test_groups_are_sorted_and_split(make_trajectory) -> None:
     runs = [
-        make_trajectory("a", True, level="10"),
-        make_trajectory("b", False, level="2"),
-        make_trajectory("c", True, level="2"),
-        make_trajectory("d", True, level="2", infra=True),
+        make_trajectory("a", True, level="Level 10"),
+        make_trajectory("b", False, level="Level 2"),
+        make_trajectory("c", True, level="Level 2"),
+        make_trajectory("d", True, level="Level 2", infra=True),
         make_trajectory("e", True),
     ]
-    levels = metrics.by_level(runs)
-    assert list(levels.items()) == [("2", metrics.wilson(1, 2)), ("10", metrics.wilson(1, 1))]
+    levels = metrics.by_group(runs, lambda problem: problem.level)
+    assert list(levels.items()) == [
+        ("Level 2", metrics.wilson(1, 2)),
+        ("Level 10", metrics.wilson(1, 1)),
+    ]
+    assert metrics.by_group(runs, lambda problem: problem.subject) == {}
 
 
 def test_tool_use_by_hand(make_trajectory) -> None:
@@ -170,7 +174,71 @@ def test_tool_use_by_hand(make_trajectory) -> None:
             make_trajectory("b", True, cells=(), sampled=20),
         ]
     )
-    assert (use.turns, use.code_turns, use.cells) == (2.5, 1.5, 3)
-    assert use.cell_errors == pytest.approx(1 / 3)
-    assert use.sampled_tokens == 15.0
+    assert (use.turns.value, use.code_turns.value, use.cells) == (2.5, 1.5, 3)
+    assert (use.turns.low, use.turns.high) == (1.0, 4.0)
+    assert use.code_lines.value == 1.5
+    assert use.cell_errors.value == pytest.approx(1 / 3)
+    assert use.cell_statuses == {"ok": 2, "error": 1}
+    assert use.sampled_tokens is not None
+    assert use.sampled_tokens.value == 15.0
     assert metrics.tool_use([make_trajectory("a", True)]).sampled_tokens is None
+    nothing = metrics.tool_use([make_trajectory("a", False, infra=True)])
+    assert (nothing.turns.n, nothing.cells, nothing.stop_reasons) == (0, 0, {"infra": 1})
+
+
+def test_error_rate_agrees_with_all_resamples() -> None:
+    counts = {"a": (0.0, 4.0), "b": (3.0, 3.0), "c": (1.0, 2.0), "d": (0.0, 1.0), "e": (0.0, 0.0)}
+    estimate = metrics.ratio_estimate(counts, resamples=200_000)
+    pairs = [pair for pair in counts.values() if pair[1]]
+    exact = [
+        sum(e for e, _ in draw) / sum(n for _, n in draw)
+        for draw in itertools.product(pairs, repeat=len(pairs))
+    ]
+    assert (estimate.value, estimate.n) == (0.4, 4)
+    assert estimate.low == pytest.approx(np.quantile(exact, 0.025), abs=0.02)
+    assert estimate.high == pytest.approx(np.quantile(exact, 0.975), abs=0.02)
+
+
+def test_what_never_varies_has_no_interval() -> None:
+    assert metrics.mean_estimate({"a": (2.0,), "b": (2.0,)}).method == "constant"
+    assert metrics.ratio_estimate({"a": (1.0, 2.0), "b": (1.0, 2.0)}).low == 0.5
+    assert metrics.mean_estimate({}).n == 0
+
+
+def test_summary_of_several_samples(make_trajectory) -> None:
+    runs = [
+        make_trajectory("a", index < 3, sample=index, subject="algebra") for index in range(4)
+    ] + [make_trajectory("b", index < 1, sample=index, subject="geometry") for index in range(4)]
+    result = metrics.summarize(runs)
+    assert result.pass_at_1.value == 0.5
+    assert list(result.pass_at_k) == [1, 2, 4]
+    assert result.pass_at_k[1].value == pytest.approx(result.pass_at_1.value)
+    assert result.pass_at_k[4].value == 1.0
+    # a: 3 of 4 right, a pair without a right one is impossible; b: 3 of 6 pairs hold the one.
+    assert result.pass_at_k[2].value == pytest.approx((1 + 0.5) / 2)
+    # maj@4: a is right (3 to 1), b is wrong (1 to 3).
+    assert result.maj_at_k[4].value == 0.5
+    assert list(result.by_subject) == ["algebra", "geometry"]
+
+
+def test_problems_with_too_few_samples_are_left_out_of_pass_at_k(make_trajectory) -> None:
+    runs = [make_trajectory("a", True, sample=0), make_trajectory("a", True, sample=1)]
+    runs += [
+        make_trajectory("b", True, sample=0),
+        make_trajectory("b", False, sample=1, infra=True),
+    ]
+    result = metrics.summarize(runs)
+    assert (result.pass_at_k[1].n, result.pass_at_k[2].n) == (2, 1)
+    assert result.exclusions == {"infra": 1}
+
+
+def test_flagged_problems_are_counted_with_and_without(make_trajectory) -> None:
+    runs = [
+        make_trajectory("a", True),
+        make_trajectory("b", False, metadata={"label_issue": "the label is wrong"}),
+    ]
+    result = metrics.summarize(runs)
+    assert (result.pass_at_1.value, result.flagged) == (0.5, 1)
+    assert result.without_flagged == metrics.wilson(1, 1)
+    assert metrics.summarize(runs[1:]).without_flagged is None
+    assert metrics.summarize(runs[:1]).flagged == 0

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from benchmarks.curve import learning_curve
 from benchmarks.metrics import paired_bootstrap, wilson
-from benchmarks.report import stage_markdown, stage_rows, stage_table
+from benchmarks.report import latex_table, stage_markdown, stage_rows, stage_table
 from benchmarks.transcript import compare, improved, plain, transcript
 from mathenv.errors import ConfigError, DataError
 from mathenv.types import ExecutionStatus, Problem, Turn
@@ -95,3 +95,12 @@ def test_learning_curve_refuses_nonsense(tmp_path: Path) -> None:
         learning_curve(tmp_path / "x.png", {"mdpo": []}, ["SFT"])
     with pytest.raises(ConfigError, match="more points"):
         learning_curve(tmp_path / "x.png", {"mdpo": [wilson(1, 2)] * 2}, ["SFT"])
+
+
+def test_latex_is_escaped_and_rectangular() -> None:
+    page = latex_table(("suite", "p"), [["gsm_hard & more", "< 0.1%"], ["a\\b", "~^"]])
+    lines = page.splitlines()
+    assert lines[0] == r"\begin{tabular}{lr}"
+    assert lines[4] == r"gsm\_hard \& more & \textless{} 0.1\% \\"
+    assert lines[5] == r"a\textbackslash{}b & \textasciitilde{}\textasciicircum{} \\"
+    assert lines[-1] == r"\end{tabular}"

@@ -1,22 +1,30 @@
 import json
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from agents.base import Action, SamplingParams
+from agents.chat import ChatAgent
 from agents.scripted import OracleAgent, ReplayAgent
-from benchmarks.runner import run_bench
+from benchmarks.agent_options import AgentOptions
+from benchmarks.commands.bench import Bench
+from benchmarks.runner import greedy, regraded, run_bench
 from benchmarks.suites import Suite, find_suite
 from mathenv.errors import ConfigError
 from mathenv.store import read_trajectories
+from mathenv.types import Grade, GradeStatus, StopReason, Turn
 
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Suite:
     """Four problems of two levels, one with a reference solution of two cells."""
     rows = [
-        {"question": "2 + 2?", "answer": "4", "level": "easy"},
+        {"question": "2 + 2?", "answer": "4", "level": "easy", "subject": "whole"},
         {"question": "Half?", "answer": r"\frac{1}{2}", "level": "hard"},
-        {"question": "7 * 3?", "answer": "21", "level": "easy", "solution": ["x = 7", "x * 3"]},
+        {"question": "7 * 3?", "answer": "21", "level": "easy", "subject": "whole"}
+        | {"solution": ["x = 7", "x * 3"]},
         {"question": "A pair?", "answer": "(1, 2)", "level": "hard"},
     ]
     file = tmp_path / "own.jsonl"
@@ -39,7 +47,9 @@ def test_oracle_scores_everything_and_writes_the_results(suite: Suite, tmp_path:
     written = json.loads((tmp_path / "out" / "results.json").read_text())
     assert written["metrics"]["pass_at_1"]["n"] == 4
     assert written["metrics"]["by_level"]["easy"]["value"] == 1.0
-    assert written["environment"]["versions"]["mathenv"]
+    assert written["metrics"]["by_subject"]["whole"]["n"] == 2
+    assert written["environment"]["packages"]["mathenv"]
+    assert written["policy"]["name"] == "strict"
     assert written["environment"]["interpreter"]["python"]
     page = (tmp_path / "out" / "results.md").read_text()
     assert "| own | oracle | 4 | 100.0% | 51.0 to 100.0 | 0 |" in page
@@ -94,14 +104,126 @@ def test_reference_answers_that_fail_are_listed(tmp_path: Path) -> None:
     rows = [{"question": "a?", "answer": "4"}, {"question": "b?", "answer": "$$"}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = run_bench(find_suite(str(file)), OracleAgent, tmp_path / "out")
-    assert [m.problem.question for m in result.mismatches] == ["b?"]
+    assert [(m.id, m.answer) for m in result.mismatches] == [("bad/1", "$$")]
     assert result.metrics.excluded == 1
     assert result.metrics.pass_at_1.n == 1
     written = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [row["status"] for row in written["self_mismatches"]] == ["gold_error"]
+    assert [row["status"] for row in written["mismatches"]] == ["gold_error"]
+    assert written["metrics"]["exclusions"] == {"gold_error": 1}
     assert "do not grade as equal to themselves" in (tmp_path / "out" / "results.md").read_text()
 
 
 def test_samples_must_be_positive(suite: Suite, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least one sample"):
         run_bench(suite, OracleAgent, tmp_path / "out", samples=0)
+
+
+class Hundredfold:
+    """Says 100 times the answer, in words without a box."""
+
+    def __init__(self, problems) -> None:
+        self._answers = {p.question: p.answer for p in problems}
+
+    @property
+    def name(self) -> str:
+        return "hundredfold"
+
+    @asynccontextmanager
+    async def episode(self, question: str, *, sample: int, seed: int):
+        yield self
+
+    async def act(self, observation: str) -> Action:
+        return Action(f"The answer is {100 * int(self._answers[observation])}.")
+
+    def tokens(self) -> None:
+        return None
+
+
+def test_another_policy_scores_the_same_run_again(tmp_path: Path) -> None:
+    """The paper's grader takes what follows "answer is" and forgives the factor 100."""
+    file = tmp_path / "own.jsonl"
+    rows = [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(3)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    suite = find_suite(str(file))
+    strict = run_bench(suite, Hundredfold, tmp_path / "out")
+    assert strict.metrics.pass_at_1.value == 0.0
+    played: list[int] = []
+    paper = run_bench(
+        suite,
+        Hundredfold,
+        tmp_path / "out",
+        policy="paper",
+        progress=lambda done, total: played.append(done),
+    )
+    assert (paper.metrics.pass_at_1.value, played) == (1.0, [])
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert written["policy"]["name"] == "paper"
+    assert "grading policy: paper" in (tmp_path / "out" / "results.md").read_text()
+    # The store keeps the strict verdict, from which any policy starts again.
+    assert run_bench(suite, Hundredfold, tmp_path / "out") == replace(
+        strict, seconds=pytest.approx(0, abs=1e9)
+    )
+
+
+def test_failures_of_the_machinery_stay_out_under_every_policy(make_trajectory) -> None:
+    broken = Grade(False, GradeStatus.INFRA, None, "", "the sandbox went away")
+    run = replace(
+        make_trajectory("a", False, infra=True),
+        turns=(Turn(r"\boxed{4}"),),
+        stop_reason=StopReason.INFRA,
+        grade=broken,
+    )
+    for policy in ("strict", "paper", "math_verify"):
+        (again,) = regraded([run], policy)
+        assert not again.counts
+
+
+def test_a_greedy_variant_shares_the_model() -> None:
+    class Nobody:
+        name = "nobody"
+
+        async def reply(self, request):
+            raise AssertionError("nobody is asked")
+
+        def close(self) -> None: ...
+
+    agent = ChatAgent(Nobody(), SamplingParams(temperature=1.0, max_turn_tokens=8), name="chat")
+    once = greedy(agent)
+    assert isinstance(once, ChatAgent)
+    assert once.model is agent.model
+    assert (once.sampling.temperature, agent.sampling.temperature) == (0.0, 1.0)
+    assert (once.name, once.sampling.max_turn_tokens) == ("chat", 8)
+    assert greedy(OracleAgent([])) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"n": 4}, "--n 4"),
+        ({"horizon": 4}, "--horizon 4"),
+        ({"policy": "strict"}, "--policy strict"),
+        ({"who": AgentOptions(temperature=0.7)}, "--temperature 0.7"),
+    ],
+)
+def test_the_papers_setting_is_not_half_the_papers(flags, named: str) -> None:
+    with pytest.raises(ConfigError, match=f"setting paper is one greedy sample.*leave out {named}"):
+        Bench("words", setting="paper", **flags).run()
+
+
+def test_the_papers_setting(tmp_path: Path, capsys) -> None:
+    Bench("words", setting="paper", limit=2, out=tmp_path).run()
+    written = json.loads((tmp_path / "words-oracle" / "results.json").read_text())
+    assert (written["policy"]["name"], written["config"]["horizon"]) == ("paper", 6)
+    assert written["config"]["samples"] == 1
+
+
+def test_published_numbers_and_sizes_stand_beside(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "svamp"
+    folder.mkdir(parents=True)
+    row = {"id": "chal-1", "problem": "2 + 2?", "answer": "4", "type": "Addition"}
+    (folder / "test.jsonl").write_text(json.dumps(row) + "\n")
+    run_bench(find_suite("svamp"), OracleAgent, tmp_path / "out", data=tmp_path / "data")
+    page = (tmp_path / "out" / "results.md").read_text()
+    assert "| ToRA-70B | 82.7% | greedy, zero-shot, tool | arXiv 2309.17452, table 2 |" in page
+    assert "- problems: 1 of 1000 published" in page
+    assert (tmp_path / "out" / "results.tex").read_text().startswith(r"\begin{tabular}")

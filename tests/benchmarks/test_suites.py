@@ -6,6 +6,8 @@ import pytest
 from benchmarks.suites import SUITES, find_suite, find_suites
 from mathenv.errors import ConfigError
 
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
 
 def _rows(path: Path, count: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +43,7 @@ def test_own_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_errors_name_what_is_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="gsm8k, math, words"):
+    with pytest.raises(ConfigError, match=r"use gsm8k, math, math500, svamp, .*words_ood"):
         find_suite("gsm9k")
     with pytest.raises(ConfigError, match="does not exist"):
         find_suite(str(tmp_path / "missing.jsonl")).load()
@@ -50,3 +52,48 @@ def test_errors_name_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one name"):
         find_suites("words,words")
     assert [s.name for s in find_suites("words, words_ood")] == ["words", "words_ood"]
+
+
+def test_every_suite_of_the_field_is_here() -> None:
+    wanted = "gsm8k math math500 svamp asdiv mawps gsm_hard aime24 aime25 amc23 words words_ood"
+    assert set(wanted.split()) == set(SUITES)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_suite_says_where_it_comes_from(name: str) -> None:
+    suite = SUITES[name]
+    assert suite.name == name
+    assert suite.about
+    assert suite.licence
+    assert suite.size > 0
+    assert bool(suite.hub) is not suite.generated
+    for number in suite.published:
+        assert 0 < number.score <= 100
+        assert number.setting
+        assert number.source
+    assert len({(n.system, n.setting, n.split) for n in suite.published}) == len(suite.published)
+
+
+def test_the_paper_is_there_to_compare_with() -> None:
+    """Table 1 of arXiv 2409.02392, a few cells read from it independently."""
+    gsm8k = {n.system: n.score for n in SUITES["gsm8k"].published if "2409.02392" in n.source}
+    math = {n.system: n.score for n in SUITES["math"].published if "2409.02392" in n.source}
+    assert gsm8k.keys() == math.keys()
+    assert len(gsm8k) == 27
+    assert (gsm8k["Gemma-1.1-it-7B, SFT"], math["Gemma-1.1-it-7B, SFT"]) == (77.5, 46.1)
+    best = "Gemma-1.1-it-7B, M-DPO iteration 3"
+    assert (gsm8k[best], math[best]) == (83.9, 51.2)
+    assert math["Gemma-2-it-9B, iterative M-KTO"] == 54.5
+
+
+def test_a_part_of_mawps_keeps_its_own_numbers() -> None:
+    part = find_suite("mawps", "addsub")
+    assert part.split == "addsub"
+    assert [(n.system, n.score) for n in part.published] == [("PaL, Codex", 92.5)]
+    assert find_suite("mawps", "test") == SUITES["mawps"]
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="shared data are not here")
+@pytest.mark.parametrize("name", [n for n, suite in SUITES.items() if not suite.generated])
+def test_the_published_size(name: str) -> None:
+    assert len(find_suite(name).load(data=SHARED)) == SUITES[name].size

@@ -1,4 +1,4 @@
-"""Suites: which problems a benchmark runs. Adding one is adding a line to `SUITES`.
+"""Suites: which problems a benchmark runs. Adding one is a module like the others here.
 
 Everything else `mathenv.problems.load_problems` knows is a suite as well: a source that a
 package registered, a `.jsonl` file, a folder with `<split>.jsonl`.
@@ -7,51 +7,44 @@ package registered, a `.jsonl` file, a folder with `<split>.jsonl`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.suites import (
+    aime24,
+    aime25,
+    amc23,
+    asdiv,
+    gsm8k,
+    gsm_hard,
+    math,
+    math500,
+    mawps,
+    svamp,
+    words,
+    words_ood,
+)
+from benchmarks.suites.base import Published, Suite
 from mathenv.errors import ConfigError
-from mathenv.problems import load_problems, problem_sources
-from mathenv.types import Problem
+from mathenv.problems import problem_sources
 
-
-@dataclass(frozen=True, slots=True)
-class Suite:
-    """A named set of problems.
-
-    `source` is what `load_problems` takes. `generated` suites need no data.
-    """
-
-    name: str
-    source: str
-    split: str = "test"
-    generated: bool = False
-    about: str = ""
-
-    def load(
-        self, *, data: str | Path | None = None, limit: int | None = None, seed: int = 0
-    ) -> tuple[Problem, ...]:
-        """Return the problems.
-
-        `data` is the folder or file of this suite, or a folder with one folder per suite;
-        generated suites ignore it. `limit` draws that many problems with `seed`.
-
-        Raises:
-            ConfigError, DataError: as in `load_problems`.
-        """
-        place = None if self.generated or data is None else Path(data)
-        if place is not None and (place / self.name).is_dir():
-            place = place / self.name
-        return load_problems(self.source, self.split, data=place, limit=limit, seed=seed)
-
+__all__ = ["SUITES", "Published", "Suite", "find_suite", "find_suites", "suite_names"]
 
 SUITES: dict[str, Suite] = {
-    suite.name: suite
-    for suite in (
-        Suite("gsm8k", "gsm8k", about="grade-school word problems, 1,319 test problems"),
-        Suite("math", "math", about="competition mathematics, 5,000 test problems"),
-        Suite("words", "words", generated=True, about="made on the spot, 1,000 test problems"),
-        Suite("words_ood", "words_ood", generated=True, about="words, larger and longer"),
+    module.SUITE.name: module.SUITE
+    for module in (
+        gsm8k,
+        math,
+        math500,
+        svamp,
+        asdiv,
+        mawps,
+        gsm_hard,
+        aime24,
+        aime25,
+        amc23,
+        words,
+        words_ood,
     )
 }
 
@@ -74,7 +67,10 @@ def find_suite(name: str, split: str | None = None) -> Suite:
             f"no suite is called {name!r}: use {', '.join(suite_names())}, the path of a .jsonl "
             "file, or of a folder with <split>.jsonl"
         )
-    return replace(suite, split=split) if split else suite
+    if split is None or split == suite.split:
+        return suite
+    published = tuple(number for number in suite.published if number.split == split)
+    return replace(suite, split=split, size=0, published=published)
 
 
 def find_suites(names: str, split: str | None = None) -> list[Suite]:

@@ -1,0 +1,1 @@
+"""Our suites and environment inside other evaluation frameworks."""

@@ -1,0 +1,101 @@
+"""Two runs compared problem by problem, and what that says in a plain sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import fmean
+
+from benchmarks.metrics import (
+    Difference,
+    Estimate,
+    Outcomes,
+    mcnemar,
+    outcomes,
+    paired_bootstrap,
+    pass_at_1,
+)
+from mathenv.types import Trajectory
+
+SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The second run against the first, over the problems that both scored.
+
+    `gained` problems were answered better by the second run, `lost` ones by the first.
+    `unshared` problems were scored in one run only and are left out. `mcnemar` is the p-value
+    of McNemar's exact test, None where a problem has several samples.
+    """
+
+    first: str
+    second: str
+    first_score: Estimate
+    second_score: Estimate
+    difference: Difference
+    gained: int
+    lost: int
+    mcnemar: float | None
+    unshared: int
+
+    @property
+    def p_value(self) -> float:
+        """McNemar's exact test where it applies, else the paired bootstrap's."""
+        return self.difference.p_value if self.mcnemar is None else self.mcnemar
+
+    @property
+    def decided(self) -> bool:
+        """True where chance alone explains the difference badly (p below 0.05)."""
+        return self.p_value < SIGNIFICANCE
+
+    def sentence(self) -> str:
+        """Say what the comparison shows, for people."""
+        low, high = 100 * self.difference.low, 100 * self.difference.high
+        numbers = f"95% interval {low:+.1f} to {high:+.1f}, {p_text(self.p_value)}"
+        same = f"On the same {self.difference.n:,} problems"
+        if not self.gained and not self.lost:
+            return f"{same} {self.second} and {self.first} scored the same on every one."
+        size = 100 * self.difference.value
+        how = f"{abs(size):.1f} points {'more' if size >= 0 else 'fewer'} than"
+        said = f"{same} {self.second} scores {how} {self.first} ({numbers}): "
+        if self.decided:
+            return said + "more than chance explains."
+        return said + "chance alone may explain it, so these runs do not show which is better."
+
+
+def compare_runs(
+    first: Iterable[Trajectory],
+    second: Iterable[Trajectory],
+    *,
+    names: tuple[str, str] = ("the first run", "the second run"),
+    seed: int = 0,
+) -> Comparison:
+    """Compare two runs over the same problems.
+
+    Raises:
+        ConfigError: no problem was scored in both.
+    """
+    before, after = outcomes(first), outcomes(second)
+    difference = paired_bootstrap(before, after, seed=seed)  # refuses runs that share nothing
+    shared = [key for key in before if key in after]
+    old: Outcomes = {key: before[key] for key in shared}
+    new: Outcomes = {key: after[key] for key in shared}
+    single = all(len(old[key]) == len(new[key]) == 1 for key in shared)
+    steps = [fmean(new[key]) - fmean(old[key]) for key in shared]
+    return Comparison(
+        first=names[0],
+        second=names[1],
+        first_score=pass_at_1(old, seed=seed),
+        second_score=pass_at_1(new, seed=seed),
+        difference=difference,
+        gained=sum(step > 0 for step in steps),
+        lost=sum(step < 0 for step in steps),
+        mcnemar=mcnemar(old, new) if single else None,
+        unshared=len(before) + len(after) - 2 * len(shared),
+    )
+
+
+def p_text(p_value: float) -> str:
+    """Write a p-value."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"

@@ -1,0 +1,39 @@
+"""AIME 2024: both contests, 30 problems, answers are integers from 0 to 999.
+
+Hub: math-ai/aime24.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mathenv.problems.base import Row, read_rows, register_problems
+from mathenv.problems.values import boxed_answer, contest, plain_number
+from mathenv.types import Problem
+
+HUB_ID = "math-ai/aime24"
+SPLITS = {"test": ("test",)}
+
+
+@register_problems("aime24")
+def load(
+    split: str, *, data: Path | None = None, limit: int | None = None, seed: int = 0
+) -> Iterator[Problem]:
+    """Load rows {problem, solution with a box, url} or with an `answer`."""
+    for _, row in read_rows(split, data, HUB_ID, splits=SPLITS):
+        yield _problem(row, split)
+
+
+def _problem(row: Row, split: str) -> Problem:
+    solution = row.optional("solution")
+    answer = row.text("answer") if "answer" in row.fields else boxed_answer(row)
+    return Problem(
+        id=row.identifier("aime24", "id"),
+        question=row.text("problem", "question"),
+        answer=plain_number(answer),
+        source="aime24",
+        split=split,
+        subject=contest(row.optional("url")),
+        metadata={"solution": solution} if solution else {},
+    )

@@ -1,0 +1,156 @@
+"""Two runs compared: the numbers by hand, the sentence, and the command on real runs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agents.scripted import OracleAgent, ReplayAgent
+from benchmarks import cli
+from benchmarks.commands.compare import Compare, find_runs
+from benchmarks.comparison import compare_runs
+from benchmarks.metrics import mcnemar, outcomes, paired_bootstrap
+from benchmarks.results import read_result
+from benchmarks.runner import run_bench
+from benchmarks.suites import Suite, find_suite
+from mathenv.errors import ConfigError, DataError
+from mathenv.store import read_trajectories
+from mathenv.types import Turn
+
+
+def runs(make_trajectory, right: str, *, of: int = 20):
+    """One episode per problem; `right` has a 1 where it is right."""
+    return [make_trajectory(str(i), right[i] == "1") for i in range(of)]
+
+
+def test_the_numbers_are_those_of_the_tests(make_trajectory) -> None:
+    first = runs(make_trajectory, "1" * 4 + "0" * 16)
+    second = runs(make_trajectory, "0" + "1" * 13 + "0" * 6)
+    result = compare_runs(first, second, names=("sft", "mdpo"))
+    assert (result.gained, result.lost, result.unshared) == (10, 1, 0)
+    assert result.difference == paired_bootstrap(outcomes(first), outcomes(second))
+    assert result.mcnemar == mcnemar(outcomes(first), outcomes(second))
+    assert result.p_value == result.mcnemar
+    assert result.decided
+    assert result.sentence() == (
+        "On the same 20 problems mdpo scores 45.0 points more than sft (95% interval "
+        f"{100 * result.difference.low:+.1f} to {100 * result.difference.high:+.1f}, "
+        "p = 0.012): more than chance explains."
+    )
+
+
+def test_a_small_difference_is_not_sold(make_trajectory) -> None:
+    result = compare_runs(
+        runs(make_trajectory, "11" + "0" * 18), runs(make_trajectory, "011" + "0" * 17)
+    )
+    assert not result.decided
+    assert "0.0 points more" in result.sentence()
+    assert "do not show which is better" in result.sentence()
+    fewer = compare_runs(runs(make_trajectory, "1" * 20), runs(make_trajectory, "1" * 18 + "00"))
+    assert "10.0 points fewer" in fewer.sentence()
+    same = compare_runs(runs(make_trajectory, "1" * 20), runs(make_trajectory, "1" * 20))
+    assert "scored the same on every one" in same.sentence()
+
+
+def test_several_samples_leave_it_to_the_bootstrap(make_trajectory) -> None:
+    first = [make_trajectory(str(i), s == 0, sample=s) for i in range(10) for s in range(2)]
+    second = [make_trajectory(str(i), True, sample=s) for i in range(10) for s in range(2)]
+    result = compare_runs(first, second)
+    assert result.mcnemar is None
+    assert result.p_value == result.difference.p_value
+    assert result.gained == 10
+
+
+def test_problems_of_one_run_alone_are_left_out(make_trajectory) -> None:
+    first = runs(make_trajectory, "1" * 20)
+    second = [*runs(make_trajectory, "1" * 20)[:15], make_trajectory("other", True)]
+    second.append(make_trajectory("15", False, infra=True))
+    result = compare_runs(first, second)
+    assert (result.difference.n, result.unshared) == (15, 6)
+    assert result.first_score.n == 15
+    with pytest.raises(ConfigError, match="no problem"):
+        compare_runs(first, second[15:16])
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of one suite: the oracle, and one that says 100 times the answer to most."""
+    folder = tmp_path_factory.mktemp("bench")
+    rows = [{"question": f"{i} + {i}?", "answer": str(2 * i)} for i in range(1, 13)]
+    file = folder / "own.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    suite = find_suite(str(file))
+    run_bench(suite, OracleAgent, folder / "a" / "own-oracle")
+    stored = list(read_trajectories(folder / "a" / "own-oracle"))
+    wrong = [
+        replace(t, turns=(Turn(rf"\boxed{{{100 * int(t.problem.answer)}}}"),)) for t in stored[:9]
+    ]
+    replay = ReplayAgent([*wrong, *stored[9:]], name="factor")
+    run_bench(suite, replay, folder / "b" / "own-factor")
+    return folder
+
+
+def test_the_command_compares_and_writes(bench: Path, tmp_path: Path, capsys) -> None:
+    words = ["compare", str(bench / "a"), str(bench / "b"), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "own: On the same 12 problems factor scores 75.0 points fewer than oracle" in shown
+    assert "more than chance explains" in shown
+    (row,) = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert (row["suite"], row["gained"], row["lost"]) == ("own", 0, 9)
+    assert row["mcnemar"] == pytest.approx(2 / 2**9)
+    assert (
+        "| own | 12 | 100.0% | 25.0% | -75.0 |" in (tmp_path / "out" / "comparison.md").read_text()
+    )
+    assert r"100.0\% & 25.0\%" in (tmp_path / "out" / "comparison.tex").read_text()
+
+
+def test_another_policy_scores_both_again(bench: Path, capsys) -> None:
+    """The paper's grader takes 100 times the answer for the answer."""
+    Compare(bench / "a" / "own-oracle", bench / "b" / "own-factor", policy="paper").run()
+    assert "scored the same on every one" in capsys.readouterr().out
+
+
+def test_runs_scored_differently_are_not_compared(bench: Path, tmp_path: Path) -> None:
+    suite = Suite("own", str(bench / "own.jsonl"))
+    paper = run_bench(suite, OracleAgent, tmp_path / "own-oracle", policy="paper")
+    assert paper.policy["name"] == "paper"
+    with pytest.raises(ConfigError, match=r"policy strict and .* with paper: choose one"):
+        Compare(bench / "a", tmp_path / "own-oracle").run()
+
+
+def test_errors_say_what_is_missing(bench: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no finished run"):
+        find_runs(tmp_path)
+    suite = Suite("other", str(bench / "own.jsonl"))
+    run_bench(suite, OracleAgent, tmp_path / "other-oracle")
+    with pytest.raises(ConfigError, match="no suite is in both"):
+        Compare(bench / "a", tmp_path).run()
+    run_bench(suite, OracleAgent, tmp_path / "other-again")
+    with pytest.raises(ConfigError, match="has two runs of other"):
+        find_runs(tmp_path)
+
+
+def test_results_are_read_back_as_they_were(bench: Path, tmp_path: Path) -> None:
+    suite = Suite("own", str(bench / "own.jsonl"))
+    written = run_bench(suite, OracleAgent, tmp_path / "run", samples=2)
+    assert list(written.metrics.pass_at_k) == [1, 2]
+    assert read_result(tmp_path / "run") == written
+    file = tmp_path / "run" / "results.json"
+    file.write_text(file.read_text().replace('"schema": 2', '"schema": 1'))
+    with pytest.raises(DataError, match="repeat the bench command"):
+        read_result(tmp_path / "run")
+
+
+def test_tables_of_several_runs(bench: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["tables", str(bench / "a"), str(bench / "b" / "own-factor")])
+    page = capsys.readouterr().out
+    assert page.splitlines()[0].startswith("| suite | agent | problems | pass@1 |")
+    assert "| own | factor | 12 | 25.0% | 8.9 to 53.2 |" in page
+    with pytest.raises(SystemExit):
+        cli.main(["tables", str(bench / "a"), "--format", "latex"])
+    assert capsys.readouterr().out.startswith("\\begin{tabular}{lrrrrrr}\n\\toprule\nsuite & ")
