@@ -67,6 +67,8 @@ def _llama_config(config: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> Lla
         intermediate_size=shape["intermediate"],
         max_position_embeddings=shape["max_positions"],
         tie_word_embeddings=True,
+        # Llama's 0.02 suits widths of thousands (see learners/README.md on tuning).
+        initializer_range=0.08,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.convert_tokens_to_ids(END),
         pad_token_id=tokenizer.pad_token_id,
