@@ -101,6 +101,12 @@ class CompletionRequest:
     stop_strings: tuple[str, ...] = ()
 
 
+def check_request(request: CompletionRequest) -> None:
+    """Raise `ConfigError` for a request that no engine can answer."""
+    if not request.ids or request.max_new_tokens < 1:
+        raise ConfigError("a completion needs a non-empty prompt and max_new_tokens >= 1")
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """Token ids out, exactly as sampled: the end-of-turn token too, where it was sampled.
@@ -127,6 +133,47 @@ class LanguageModel(Protocol):
     def name(self) -> str: ...
 
     def session(self) -> AbstractAsyncContextManager[ModelSession]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message. `role` is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A conversation as text, for models whose tokens nobody can see."""
+
+    messages: tuple[ChatMessage, ...]
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    stop_strings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChatReply:
+    """The next message. `total_tokens` counts the conversation with it, None if unknown."""
+
+    text: str
+    finish: FinishReason
+    total_tokens: int | None = None
+
+
+@runtime_checkable
+class ChatModel(Protocol):
+    """A model that is asked in text. `close` is safe to call twice."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def reply(self, request: ChatRequest) -> ChatReply: ...
 
     def close(self) -> None: ...
 

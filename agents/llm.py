@@ -18,7 +18,10 @@ from mathenv.types import SpanKind, TokenRecord
 
 
 class LLMAgent:
-    """A policy that samples its turns from `model`; implements `agents.base.Agent`."""
+    """A policy that samples its turns from `model`; implements `agents.base.Agent`.
+
+    `stop_strings` end a turn; left out, the renderer's dialect says which.
+    """
 
     def __init__(
         self,
@@ -27,12 +30,12 @@ class LLMAgent:
         sampling: SamplingParams | None = None,
         *,
         name: str | None = None,
-        stop_strings: tuple[str, ...] = (),
+        stop_strings: tuple[str, ...] | None = None,
     ) -> None:
         self.model = model
         self.renderer = renderer
         self.sampling = sampling or SamplingParams()
-        self.stop_strings = stop_strings
+        self.stop_strings = renderer.stop_strings if stop_strings is None else stop_strings
         self._name = name or model.name
 
     @property

@@ -11,13 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from agents.dialects import Dialect, dialects
+from agents.templates import Parts, ToolRole, cut_template
 from mathenv.errors import RenderError
 from mathenv.protocol import output_block
 from mathenv.types import FinishReason, Span, SpanKind, TokenRecord, Turn
-
-_HOLES = tuple(f"\u2983{name}\u2984" for name in "QABCD")
 
 
 class Ledger:
@@ -56,45 +56,73 @@ class Ledger:
         )
 
 
-class _Parts(NamedTuple):
-    """The constant texts: around the first question, then around each later user turn.
-
-    `lead` is blank text that the template puts before a written answer.
-    """
-
-    before: str
-    opening: str
-    middle: str
-    closing: str
-    lead: str
-
-
 class ChatRenderer:
-    """Renders with a tokenizer's own chat template, tools as user turns (the paper's way).
+    """Renders with a tokenizer's own chat template, or with a dialect's.
 
     Args:
-        tokenizer: a fast Hugging Face tokenizer with a chat template.
-        instruction: text put before the question, after a blank line (none by default).
+        tokenizer: a fast Hugging Face tokenizer.
+        dialect: whose template to use in place of the tokenizer's own.
+        tool_role: who tells the interpreter's output. "user": a user turn with an `output`
+            block, the paper's way, for which any template will do. "tool": the template's.
+        system: text of the system message. Put before the question, after a blank line,
+            where the template has no such role.
+        instruction: text put before the question, after a blank line.
+
+    Attributes:
+        dialect: the one given, or the one that the tokenizer's template writes, or None.
+        stop_ids: tokens that end a turn.
+        stop_strings: texts that end a turn.
 
     Raises:
         RenderError: the template is missing, drops contents (reasoning between `<think>` and
-            `</think>` too) or rewrites earlier turns; or no special token ends a turn.
+            `</think>` too), escapes them or rewrites earlier turns; or no special token ends
+            a turn. The message names the dialects that this tokenizer could use.
     """
 
-    def __init__(self, tokenizer: Any, *, instruction: str = "") -> None:
-        if not getattr(tokenizer, "chat_template", None):
-            raise RenderError(
-                f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template; "
-                "set tokenizer.chat_template (a base model needs one before it can be an agent)"
-            )
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        dialect: Dialect | None = None,
+        tool_role: ToolRole = "user",
+        system: str = "",
+        instruction: str = "",
+    ) -> None:
         self.tokenizer = tokenizer
-        self.instruction = instruction
-        parts = self._cut_template()
-        self._before, self._opening, self._middle, self._closing = map(self._scaffold, parts[:4])
+        self.tool_role = tool_role
+        try:
+            self._use_template(dialect, system, instruction)
+        except RenderError as error:
+            if dialect is not None:
+                raise
+            raise RenderError(f"{error}{_advice(tokenizer, tool_role)}") from error
+        self.fingerprint = self._fingerprint()
+
+    def _use_template(self, dialect: Dialect | None, system: str, instruction: str) -> None:
+        if dialect:
+            _check_tokens(self.tokenizer, dialect)
+        self._template = dialect.template if dialect else _own_template(self.tokenizer)
+        parts = self._cut(with_system=False)
+        self.system, self.instruction = system, instruction
+        if system:
+            try:
+                parts = self._cut(with_system=True)
+            except RenderError:  # no such role, or not where it can stay: tell the user's turn
+                self.system = ""
+                self.instruction = "\n\n".join(filter(None, (system, instruction)))
+        head = [*self._scaffold(parts.head), *self._content(self.system)]
+        self._before = [*(head if self.system else []), *self._scaffold(parts.before)]
+        self._opening, self._middle, self._closing = map(self._scaffold, parts[2:5])
         self._lead = parts.lead
         self.end_id = self._end_id(parts)
-        self.stop_ids = frozenset({self.end_id} | self._eos_ids())
-        self.fingerprint = self._fingerprint()
+        self.dialect = dialect or _recognise(self.tokenizer, self._template)
+        self.stop_strings = self.dialect.stop_strings if self.dialect else ()
+        self.stop_ids = frozenset({self.end_id} | self._eos_ids() | self._dialect_ids())
+
+    def _cut(self, *, with_system: bool) -> Parts:
+        return cut_template(
+            self.tokenizer, self._template, tool_role=self.tool_role, system=with_system
+        )
 
     def prompt_ids(self, question: str) -> list[int]:
         """Return the ids up to where the model begins its first turn."""
@@ -108,7 +136,8 @@ class ChatRenderer:
         """Close turn `turn` where the model did not, and append what the tool answered."""
         skip = 1 if ledger.ids[-1] == self.end_id else 0
         ledger.append(SpanKind.SCAFFOLD, turn, self._middle[skip:])
-        ledger.append(SpanKind.OBSERVATION, turn, self._content(output_block(observation)))
+        text = output_block(observation) if self.tool_role == "user" else observation
+        ledger.append(SpanKind.OBSERVATION, turn, self._content(text))
         ledger.append(SpanKind.SCAFFOLD, turn, self._closing)
 
     def action_ids(self, text: str) -> list[int]:
@@ -136,40 +165,9 @@ class ChatRenderer:
                 self.append_observation(ledger, number, turn.observation)
         return ledger.record()
 
-    def _cut_template(self) -> _Parts:
-        q, a, b, c, d = _HOLES
-        one = self._render(q)
-        two = self._render(q, a, b)
-        three = self._render(q, a, b, c, d)
-        for text, holes in ((one, [q]), (two, [q, a, b]), (three, [q, a, b, c, d])):
-            if any(text.count(hole) != 1 for hole in holes):
-                raise RenderError("the chat template drops or repeats the content of a message")
-        if f"<think>{c}</think>" not in self._render(q, f"<think>{c}</think>{a}", b):
-            raise RenderError(
-                "the chat template drops the reasoning of earlier turns (<think>), which was "
-                "sampled and is trained on; use a template that keeps it"
-            )
-        lead, found, rest = two.removeprefix(one).partition(a)
-        # Mistral's template puts a blank before an answer, which the model samples itself.
-        if not two.startswith(one) or not found or lead.strip():
-            raise RenderError(
-                "the chat template rewrites a turn when the next one is added, so sampled "
-                "tokens would not be the trained ones; use a prefix-preserving template"
-            )
-        before, opening = one.split(q)
-        middle, closing = rest.split(b)
-        if three != two + lead + c + middle + d + closing:
-            raise RenderError(
-                "the chat template renders earlier turns differently as the conversation "
-                "grows; use a prefix-preserving template"
-            )
-        return _Parts(before, opening, middle, closing, lead)
-
-    def _end_id(self, parts: _Parts) -> int:
+    def _end_id(self, parts: Parts) -> int:
         """Return the token that ends a turn: special, and nothing a content can spell."""
-        # Some tokenizers (Gemma's) list runs of blanks among their added tokens.
-        added = self.tokenizer.added_tokens_decoder
-        control = {number for number, token in added.items() if str(token).strip()}
+        control = set(_control_tokens(self.tokenizer).values())
         if not self._middle or self._middle[0] not in control:
             raise RenderError(
                 "the chat template ends an answer with no special token "
@@ -184,20 +182,6 @@ class ChatRenderer:
             )
         return self._middle[0]
 
-    def _render(self, *contents: str) -> str:
-        messages = [
-            {"role": "assistant" if number % 2 else "user", "content": content}
-            for number, content in enumerate(contents)
-        ]
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True
-                )
-            )
-        except Exception as error:  # a template is a program of its own: it may raise anything
-            raise RenderError(f"the chat template cannot be rendered: {error}") from error
-
     def _scaffold(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -210,9 +194,61 @@ class ChatRenderer:
         eos = self.tokenizer.eos_token_id
         return set() if eos is None else {eos}
 
+    def _dialect_ids(self) -> set[int]:
+        names = self.dialect.stop_tokens if self.dialect else ()
+        control = _control_tokens(self.tokenizer)
+        return {control[name] for name in names if name in control}
+
     def _fingerprint(self) -> str:
+        """Identify what ids mean: tokenizer and template, not what was said in them."""
         backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
         for setting in ("padding", "truncation"):  # whatever the last call left there
             backend.pop(setting, None)
-        parts = json.dumps([backend, self.tokenizer.chat_template, self.instruction])
+        parts = json.dumps([backend, self._template, ""])
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
+def _own_template(tokenizer: Any) -> str:
+    if not getattr(tokenizer, "chat_template", None):
+        raise RenderError(
+            f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template "
+            "(a base model needs one before it can be an agent): set tokenizer.chat_template"
+        )
+    return str(tokenizer.get_chat_template())
+
+
+def _check_tokens(tokenizer: Any, dialect: Dialect) -> None:
+    lacking = [t for t in dialect.control_tokens if t not in _control_tokens(tokenizer)]
+    if lacking:
+        raise RenderError(
+            f"the dialect {dialect.name} is not for this tokenizer, which has no control "
+            f"tokens {', '.join(lacking)}"
+        )
+
+
+def _control_tokens(tokenizer: Any) -> dict[str, int]:
+    # Some tokenizers (Gemma's) list runs of blanks among their added tokens.
+    added = tokenizer.added_tokens_decoder.items()
+    return {str(token): number for number, token in added if str(token).strip()}
+
+
+def _recognise(tokenizer: Any, template: str) -> Dialect | None:
+    """Return the dialect whose template writes what this one writes."""
+    for dialect in dialects().values():
+        try:
+            if cut_template(tokenizer, dialect.template) == cut_template(tokenizer, template):
+                return dialect
+        except RenderError:  # e.g. it needs a token that this tokenizer lacks
+            continue
+    return None
+
+
+def _advice(tokenizer: Any, tool_role: ToolRole) -> str:
+    usable = []
+    for name, dialect in dialects().items():
+        try:
+            ChatRenderer(tokenizer, dialect=dialect, tool_role=tool_role)
+        except RenderError:
+            continue
+        usable.append(name)
+    return f" (this tokenizer can use the dialects {', '.join(usable)})" if usable else ""

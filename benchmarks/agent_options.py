@@ -19,7 +19,9 @@ from mathenv.errors import ConfigError
 from mathenv.store import read_trajectories
 from mathenv.types import Problem
 
-AgentKind = Literal["oracle", "transformers", "replay"]
+InterpreterName = Literal["local", "docker"]
+AgentKind = Literal["oracle", "transformers", "vllm", "openai", "replay"]
+MODEL_KINDS = ("transformers", "vllm", "openai")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,10 @@ class AgentOptions:
 
     Args:
         agent: `oracle` plays reference solutions (a check of everything but the model),
-            `transformers` samples from a model, `replay` repeats stored trajectories.
-        model: folder or Hugging Face id of the model (agent `transformers`).
+            `transformers` and `vllm` sample from a model in this process, `openai` from one
+            behind a server, `replay` repeats stored trajectories.
+        model: folder or Hugging Face id of the model. For agent `openai` it is where the
+            tokenizer comes from, and not needed with `--api chat`.
         trajectories: .jsonl file or folder to repeat (agent `replay`).
         temperature: 0 is greedy. Left out: 0 for one sample, 1 for several.
         top_p: nucleus sampling, 1 is off.
@@ -38,6 +42,16 @@ class AgentOptions:
         device: where the model runs, e.g. cpu or cuda.
         dtype: type of the weights, e.g. float32 or bfloat16.
         max_batch: requests decoded together at most; memory grows with it.
+        base_url: address of the server, e.g. http://localhost:8000/v1 (agent `openai`; the
+            key comes from OPENAI_API_KEY).
+        served_model: the model's name at the server. Left out: the only one that it lists.
+        api: `tokens` sends and receives token ids, as vLLM's server can; `chat` text, and
+            then trajectories hold no tokens and cannot be trained on.
+        dialect: how conversations are written, a name in agents/dialects.toml. Left out: the
+            model's own chat template.
+        tool_role: the interpreter's output is told in a `user` turn or as a `tool` message.
+        system: text of a system message.
+        stop_strings: texts that end a turn. Left out: the dialect's.
         name: what results call the agent. Left out: the last part of the model's path.
     """
 
@@ -51,6 +65,13 @@ class AgentOptions:
     device: str = "cpu"
     dtype: str = "float32"
     max_batch: int = 128
+    base_url: str | None = None
+    served_model: str | None = None
+    api: Literal["tokens", "chat"] = "tokens"
+    dialect: str | None = None
+    tool_role: Literal["user", "tool"] = "user"
+    system: str = ""
+    stop_strings: tuple[str, ...] | None = None
     name: str | None = None
 
 
@@ -112,28 +133,105 @@ def _replay(
 def _transformers(
     options: AgentOptions, problems: Sequence[Problem], sampling: SamplingParams
 ) -> Iterator[OpenAgent]:
-    if options.model is None:
-        raise ConfigError("--agent transformers needs --model, a folder or a Hugging Face id")
-    load_policy = import_module("agents.policy").load_policy
+    model = _model(options)
+    policy = import_module("agents.policy")
     import_module("transformers.utils.logging").disable_progress_bar()
-    name = options.name or Path(options.model).name
-    details = {"model": options.model, "dtype": options.dtype}
-    if Path(options.model).is_dir():
-        details = {"model_sha256": folder_hash(Path(options.model)), "dtype": options.dtype}
-    with load_policy(
-        options.model,
+    with policy.load_policy(
+        model,
         sampling,
-        name=name,
+        name=options.name or Path(model).name,
         device=options.device,
         dtype=options.dtype,
         max_batch=options.max_batch,
+        rendering=_rendering(options),
     ) as agent:
+        yield OpenAgent(agent, _details(options))
+
+
+@contextmanager
+def _vllm(
+    options: AgentOptions, problems: Sequence[Problem], sampling: SamplingParams
+) -> Iterator[OpenAgent]:
+    model = _model(options)
+    policy = import_module("agents.policy")
+    with policy.load_vllm_policy(
+        model,
+        sampling,
+        name=options.name or Path(model).name,
+        options=import_module("agents.models.vllm").VLLMOptions(
+            dtype=options.dtype, max_sequences=options.max_batch
+        ),
+        rendering=_rendering(options),
+    ) as agent:
+        yield OpenAgent(agent, _details(options))
+
+
+@contextmanager
+def _openai(
+    options: AgentOptions, problems: Sequence[Problem], sampling: SamplingParams
+) -> Iterator[OpenAgent]:
+    if options.base_url is None:
+        raise ConfigError("--agent openai needs --base-url, e.g. http://localhost:8000/v1")
+    server = import_module("agents.models.openai").ServerOptions(
+        options.base_url, options.served_model
+    )
+    details = {"base_url": options.base_url, "api": options.api, **_wording(options)}
+    name = options.name or options.served_model or (options.model and Path(options.model).name)
+    if options.api == "chat":
+        if options.dialect is not None or options.tool_role != "user":
+            raise ConfigError("with --api chat the server writes the conversation: no --dialect")
+        opened = import_module("agents.server").connect_chat(
+            server,
+            sampling,
+            name=name,
+            system=options.system,
+            stop_strings=options.stop_strings or (),
+        )
+    else:
+        model = _model(options)
+        details["tokenizer_from"] = model
+        opened = import_module("agents.server").connect_policy(
+            model, server, sampling, name=name, rendering=_rendering(options)
+        )
+    with opened as agent:
         yield OpenAgent(agent, details)
+
+
+def _model(options: AgentOptions) -> str:
+    if options.model is None:
+        raise ConfigError(f"--agent {options.agent} needs --model, a folder or a Hugging Face id")
+    return options.model
+
+
+def _rendering(options: AgentOptions) -> Any:
+    return import_module("agents.policy").RenderOptions(
+        options.dialect, options.tool_role, options.system, options.stop_strings
+    )
+
+
+def _details(options: AgentOptions) -> dict[str, Any]:
+    """Return what identifies a model that runs here. The engine is named where it is not ours."""
+    model = Path(_model(options))
+    details: dict[str, Any] = {"dtype": options.dtype, **_wording(options)}
+    if model.is_dir():
+        details["model_sha256"] = folder_hash(model)
+    else:
+        details["model"] = options.model
+    return details | ({} if options.agent == "transformers" else {"engine": options.agent})
+
+
+def _wording(options: AgentOptions) -> dict[str, Any]:
+    """Return the settings of the conversation that differ from the defaults."""
+    given = {name: getattr(options, name) for name in ("dialect", "system", "stop_strings")}
+    said = {name: value for name, value in given.items() if value}
+    return said | ({} if options.tool_role == "user" else {"tool_role": options.tool_role})
 
 
 AGENTS: dict[AgentKind, Opener] = {
     "oracle": _oracle,
     "transformers": _transformers,
+    "vllm": _vllm,
+    "openai": _openai,
     "replay": _replay,
 }
 
@@ -158,7 +256,7 @@ def _sampling(options: AgentOptions, samples: int) -> SamplingParams:
         temperature = 0.0 if samples == 1 else 1.0
     if temperature < 0 or not 0 < options.top_p <= 1:
         raise ConfigError("--temperature must not be negative, --top-p must lie in (0, 1]")
-    if temperature == 0 and samples > 1 and options.agent == "transformers":
+    if temperature == 0 and samples > 1 and options.agent in MODEL_KINDS:
         raise ConfigError(
             f"{samples} greedy samples would all be the same: set --temperature, or one sample"
         )

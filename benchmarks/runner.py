@@ -194,6 +194,8 @@ def describe_agent(agent: Agent) -> dict[str, Any]:
     if isinstance(agent, LLMAgent):
         description |= {
             "instruction": agent.renderer.instruction,
+            "system": agent.renderer.system,
+            "tool_role": agent.renderer.tool_role,
             "tokenizer": agent.renderer.fingerprint,
         }
     return description

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from agents.base import Completion, CompletionRequest
+from agents.base import Completion, CompletionRequest, check_request
 from mathenv.errors import ConfigError, InfraError
 from mathenv.types import FinishReason
 
@@ -113,8 +113,7 @@ class TransformersModel:
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """Queue a request and wait for its batch."""
-        if not request.ids or request.max_new_tokens < 1:
-            raise ConfigError("a completion needs a non-empty prompt and max_new_tokens >= 1")
+        check_request(request)
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(request, future)
         self._waiting.append(waiting)

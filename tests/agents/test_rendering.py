@@ -97,7 +97,7 @@ def test_the_instruction_stands_before_the_question(byte_tokenizer):
     plain = ChatRenderer(byte_tokenizer(CHATML))
     told = ChatRenderer(byte_tokenizer(CHATML), instruction="Use Python.")
     assert told.prompt_ids("Q") == plain.prompt_ids("Use Python.\n\nQ")
-    assert told.fingerprint != plain.fingerprint
+    assert told.fingerprint == plain.fingerprint  # ids mean the same, whatever was said
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,9 +8,15 @@ from pathlib import Path
 import pytest
 
 from agents.base import Action, Agent, SamplingParams, WeightedAgent
+from agents.llm import LLMAgent
+from agents.models.openai import ServerOptions
+from agents.models.scripted import replay_model
+from agents.models.transformers import load_tokenizer
 from agents.policy import load_policy
+from agents.rendering import ChatRenderer
 from agents.rollout import CollectConfig, collect
 from agents.scripted import OracleAgent, ReplayAgent
+from agents.server import connect_chat, connect_policy
 from agents.tiny import TinyConfig, make_tiny
 from mathenv.interpreter import Limits, LocalInterpreter
 from mathenv.problems import words
@@ -44,31 +50,57 @@ def run(agent: Agent, folder: Path, interpreter, **settings) -> list[Trajectory]
 
 
 @contextmanager
-def _oracle(tiny, folder, interpreter):
+def _oracle(tiny, folder, interpreter, serve):
     yield OracleAgent(PROBLEMS)
 
 
 @contextmanager
-def _replay(tiny, folder, interpreter):
+def _replay(tiny, folder, interpreter, serve):
     yield ReplayAgent(run(OracleAgent(PROBLEMS), folder / "first", interpreter))
 
 
 @contextmanager
-def _model(tiny, folder, interpreter):
+def _model(tiny, folder, interpreter, serve):
     with load_policy(tiny, SamplingParams(max_turn_tokens=12), name="tiny") as agent:
         yield agent
 
 
 @contextmanager
-def _greedy(tiny, folder, interpreter):
+def _greedy(tiny, folder, interpreter, serve):
     params = SamplingParams(temperature=0.0, max_turn_tokens=12)
     with load_policy(tiny, params, name="greedy", max_batch=2) as agent:
         yield agent
 
 
-@pytest.fixture(params=[_oracle, _replay, _model, _greedy], ids=lambda f: f.__name__.strip("_"))
-def agent(request, tiny, tmp_path, interpreter) -> Iterator[Agent]:
-    with request.param(tiny, tmp_path, interpreter) as agent:
+@contextmanager
+def _server(tiny, folder, interpreter, serve):
+    params = SamplingParams(max_turn_tokens=12)
+    with serve(tiny) as url, connect_policy(tiny, ServerOptions(url), params, name="far") as agent:
+        yield agent
+
+
+@contextmanager
+def _chat(tiny, folder, interpreter, serve):
+    params = SamplingParams(max_turn_tokens=12)
+    with serve(tiny) as url, connect_chat(ServerOptions(url), params, name="chat") as agent:
+        yield agent
+
+
+@contextmanager
+def _replayed_tokens(tiny, folder, interpreter, serve):
+    """Sampled by the collector under test, then again as the engine's own answers."""
+    params = SamplingParams(max_turn_tokens=12)
+    with load_policy(tiny, params, name="tiny") as agent:
+        records = [t.tokens for t in run(agent, folder / "first", interpreter)]
+    yield LLMAgent(replay_model(records), ChatRenderer(load_tokenizer(tiny)), params)
+
+
+AGENTS = [_oracle, _replay, _model, _greedy, _server, _chat, _replayed_tokens]
+
+
+@pytest.fixture(params=AGENTS, ids=lambda f: f.__name__.strip("_"))
+def agent(request, tiny, tmp_path, interpreter, serve) -> Iterator[Agent]:
+    with request.param(tiny, tmp_path, interpreter, serve) as agent:
         yield agent
 
 
