@@ -20,9 +20,10 @@ import gymnasium
 from gymnasium.error import ResetNeeded
 
 from mathenv.errors import ConfigError, InfraError
-from mathenv.grading import grade as default_grader
+from mathenv.grading import GradePolicy, grader_for
 from mathenv.grading.extract import visible_text
 from mathenv.interpreter.base import Interpreter, Limits, Session
+from mathenv.interpreter.docker import DockerInterpreter
 from mathenv.interpreter.local import LocalInterpreter
 from mathenv.problems import load_problems
 from mathenv.protocol import extract_code, last_boxed, output_block
@@ -79,10 +80,13 @@ class MathToolEnv(gymnasium.Env[str, str]):
         problems, split, data, limit: which problems, as in `mathenv.problems.load_problems`:
             a source's name, a path, or the problems themselves.
         horizon: most turns in one episode (the paper's H), at least 1.
-        interpreter: `"local"` (one per process, shared by all such environments with the
-            same limits and closed at exit) or an `Interpreter`, which the caller closes.
-        limits: per-session limits of the `"local"` interpreter.
-        grader: maps (reference answer, last turn) to a `Grade`.
+        interpreter: `"local"` or `"docker"` (one per process, shared by all such environments
+            with the same limits and closed at exit) or an `Interpreter`, which the caller
+            closes.
+        limits: per-session limits of the `"local"` or `"docker"` interpreter.
+        grader: a policy of `mathenv.grading` (`"strict"`, `"paper"`, `"math_verify"`, with
+            overrides, or a `GradePolicy`), or a function from (reference answer, last turn)
+            to a `Grade`.
         order: `shuffle` draws without replacement and reshuffles when all were drawn;
             `sequential` goes through the problems in order, over and over.
         render_mode: `ansi` makes `render` return a transcript of the episode so far.
@@ -120,7 +124,7 @@ class MathToolEnv(gymnasium.Env[str, str]):
         horizon: int = 6,
         interpreter: str | Interpreter = "local",
         limits: Limits | None = None,
-        grader: Grader = default_grader,
+        grader: str | GradePolicy | Grader = "strict",
         order: Order = "shuffle",
         render_mode: str | None = None,
     ) -> None:
@@ -139,7 +143,9 @@ class MathToolEnv(gymnasium.Env[str, str]):
         self.action_space = UnicodeText()
         self._interpreter = interpreter
         self._limits = limits or Limits()
-        self._grader = grader
+        self._grader: Grader = (
+            grader_for(grader) if isinstance(grader, str | GradePolicy) else grader
+        )
         self._queue: list[int] = []
         self._session: Session | None = None
         self._problem: Problem | None = None
@@ -150,14 +156,15 @@ class MathToolEnv(gymnasium.Env[str, str]):
 
     @property
     def interpreter(self) -> Interpreter:
-        """What runs the code. The `"local"` one is started here, at the first cell.
+        """What runs the code. A `"local"` or `"docker"` one is started here, at the first cell.
 
         Raises:
+            ConfigError: `"docker"` lacks its package or its image.
             InfraError: it cannot be started. This reaches the caller of `step` as well: a
                 machine without a sandbox is no reason to exclude episode after episode.
         """
         if isinstance(self._interpreter, str):
-            self._interpreter = local_interpreter(self._limits)
+            self._interpreter = shared_interpreter(self._interpreter, self._limits)
         return self._interpreter
 
     @property
@@ -359,29 +366,35 @@ class MathToolEnv(gymnasium.Env[str, str]):
         return "\n\n".join(parts) + "\n"
 
 
-_local: dict[Limits, LocalInterpreter] = {}
-_local_lock = threading.Lock()
+INTERPRETERS: dict[str, Callable[[Limits], Interpreter]] = {
+    "local": LocalInterpreter,
+    "docker": DockerInterpreter,
+}
+_shared: dict[tuple[str, Limits], Interpreter] = {}
+_shared_lock = threading.Lock()
 
 
-def local_interpreter(limits: Limits) -> LocalInterpreter:
-    """Return this process's shared interpreter with these limits. It is closed at exit.
+def shared_interpreter(name: str, limits: Limits) -> Interpreter:
+    """Return this process's interpreter of that name and limits. It is closed at exit.
 
     Raises:
-        InfraError: no sandbox works on this machine.
+        ConfigError: there is none of that name, or its package or image is missing.
+        InfraError: no sandbox works on this machine, or no Docker engine answers.
     """
-    with _local_lock:
-        if limits not in _local:
-            _local[limits] = LocalInterpreter(limits)
+    _check_interpreter(name, limits)
+    with _shared_lock:
+        if (name, limits) not in _shared:
+            interpreter = _shared[name, limits] = INTERPRETERS[name](limits)
             # Unlike `atexit`, this also runs at the end of `multiprocessing` workers.
-            Finalize(None, _local[limits].close, exitpriority=100)
-        return _local[limits]
+            Finalize(None, interpreter.close, exitpriority=100)
+        return _shared[name, limits]
 
 
 def _forget_after_fork() -> None:
     """A forked worker starts its own: two hosts must not share one helper process."""
-    global _local_lock
-    _local_lock = threading.Lock()
-    _local.clear()
+    global _shared_lock
+    _shared_lock = threading.Lock()
+    _shared.clear()
 
 
 os.register_at_fork(after_in_child=_forget_after_fork)
@@ -389,9 +402,10 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 
 def _check_interpreter(interpreter: str | Interpreter, limits: Limits | None) -> None:
     if isinstance(interpreter, str):
-        if interpreter != "local":
+        if interpreter not in INTERPRETERS:
+            names = " or ".join(map(repr, INTERPRETERS))
             raise ConfigError(
-                f"interpreter must be 'local' or an Interpreter object, got {interpreter!r}"
+                f"interpreter must be {names} or an Interpreter object, got {interpreter!r}"
             )
     elif limits is not None:
-        raise ConfigError("limits belong to interpreter='local'; an Interpreter has its own")
+        raise ConfigError("limits belong to interpreter='local' or 'docker', not to an object")

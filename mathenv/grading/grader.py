@@ -1,23 +1,30 @@
 """The grader: a cascade from cheap and exact to symbolic. Read this file first.
 
 A tier looks at both answers and decides (True, False) or passes on (None). Adding a tier
-means writing such a function and putting it into `TIERS` at the right place.
+means writing such a function and putting it into `TIERS` at the right place. Answers made of
+parts are taken apart (`structure.py`) and their parts go through the same cascade; what is
+left goes to math-verify in a worker process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from mathenv.grading.algebra import compare_algebra
 from mathenv.grading.extract import extract_answer, unwrap_box
 from mathenv.grading.limits import MAX_CHARS, too_big
+from mathenv.grading.match import Context, Verdict, compare
 from mathenv.grading.normalize import key, normalize
 from mathenv.grading.numbers import numbers_equal, parse_number
-from mathenv.grading.symbolic import shared_comparer
+from mathenv.grading.policy import STRICT, GradePolicy, find_policy
+from mathenv.grading.symbolic import Budget, Options, shared_comparer
 from mathenv.grading.text import (
     compare_based,
     compare_choices,
     compare_clock_times,
+    compare_prose,
     compare_words,
 )
 from mathenv.types import Grade, GradeStatus
@@ -25,25 +32,25 @@ from mathenv.types import Grade, GradeStatus
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """A named rule over two normalised answers: `compare(gold, answer)`."""
+    """A named rule over two normalised answers: `compare(gold, answer, policy)`."""
 
     name: str
-    compare: Callable[[str, str], bool | None]
+    compare: Callable[[str, str, GradePolicy], bool | None]
 
 
-def _compare_strings(gold: str, answer: str) -> bool | None:
+def _compare_strings(gold: str, answer: str, policy: GradePolicy) -> bool | None:
     return True if key(gold) == key(answer) else None
 
 
-def _compare_numbers(gold: str, answer: str) -> bool | None:
+def _compare_numbers(gold: str, answer: str, policy: GradePolicy) -> bool | None:
     """Compare numbers; of a chain `0.56 = 56%` every part must agree with the gold's last."""
     gold_number = parse_number(gold.rpartition("=")[2].strip())
     if gold_number is None or ("=" in gold and parse_number(gold.partition("=")[0]) is None):
         return None
     parts = [parse_number(part.strip()) for part in answer.split("=")]
     if any(part is None for part in parts):
-        return None
-    return all(numbers_equal(gold_number, part) for part in parts if part is not None)
+        return False if policy.require_reduced and not gold_number.ratio else None
+    return all(numbers_equal(gold_number, part, policy) for part in parts if part is not None)
 
 
 TIERS: tuple[Tier, ...] = (
@@ -53,22 +60,73 @@ TIERS: tuple[Tier, ...] = (
     Tier("clock", compare_clock_times),
     Tier("choice", compare_choices),
     Tier("text", compare_words),
+    Tier("prose", compare_prose),
+    Tier("algebra", compare_algebra),
 )
 
 
-def grade(gold: str, response: str) -> Grade:
+def grade(gold: str | Sequence[str], response: str, policy: str | GradePolicy = STRICT) -> Grade:
     r"""Judge a model's final turn against the reference answer.
 
-    The answer is the last balanced `\boxed{}` outside fenced code and after the last
-    `</think>`. Never raises for what the model wrote. `Grade.counts` is False where the
-    reference is unusable or the machinery failed: such episodes are excluded, not wrong.
+    Args:
+        gold: the reference answer, or several of which any may be matched.
+        response: the model's last turn. The answer is the last balanced `\boxed{}` outside of
+            fenced code and after the last `</think>` (see `GradePolicy.boxes`, `.fallback`).
+        policy: a preset (`strict`, `paper`, `math_verify`) or a `GradePolicy`.
+
+    Never raises for what the model wrote. `Grade.counts` is False where the reference is
+    unusable or the machinery failed: such episodes are excluded, not wrong.
+
+    Raises:
+        ConfigError: no preset has this name.
     """
-    return grade_answer(gold, extract_answer(response))
+    chosen = find_policy(policy)
+    if chosen.engine == "math_verify":
+        return _any_gold(gold, response, chosen)
+    return _any_gold(gold, extract_answer(response, chosen), chosen)
 
 
-def grade_answer(gold: str, answer: str | None) -> Grade:
-    """Judge an answer that is already extracted (None or blank: no answer)."""
-    gold = unwrap_box(gold)
+def grade_answer(
+    gold: str | Sequence[str], answer: str | None, policy: str | GradePolicy = STRICT
+) -> Grade:
+    r"""Judge an answer that is already extracted (None or blank: no answer). See `grade`."""
+    chosen = find_policy(policy)
+    if chosen.engine == "math_verify" and answer is not None:
+        answer = f"\\boxed{{{answer}}}"
+    return _any_gold(gold, answer, chosen)
+
+
+def _any_gold(gold: str | Sequence[str], answer: str | None, policy: GradePolicy) -> Grade:
+    golds = (gold,) if isinstance(gold, str) else tuple(gold)
+    budget = Budget()
+    judge = _judge_raw if policy.engine == "math_verify" else _judge
+    grades: list[Grade] = []
+    for one in golds:
+        grades.append(judge(one, answer, policy, budget))
+        if grades[-1].correct:
+            return grades[-1]
+    if not grades:
+        return Grade(False, GradeStatus.GOLD_ERROR, answer, "gold", "no reference answer")
+    # A failure leaves open whether that reference was matched; a bad one is passed over.
+    return min(grades, key=lambda g: _SEVERITY.get(g.status, 1))
+
+
+_SEVERITY = {GradeStatus.INFRA: 0, GradeStatus.GOLD_ERROR: 2}
+
+
+def _judge_raw(gold: str, response: str | None, policy: GradePolicy, budget: Budget) -> Grade:
+    """Give both texts to math-verify as they are."""
+    if not gold.strip():
+        return Grade(False, GradeStatus.GOLD_ERROR, response, "gold", "empty reference answer")
+    if response is None or not response.strip():
+        return Grade(False, GradeStatus.NO_ANSWER, None, "extract")
+    reply = shared_comparer().raw(gold, response, budget)
+    status = GradeStatus(reply.verdict)
+    return Grade(status is GradeStatus.CORRECT, status, response, "math_verify", reply.detail)
+
+
+def _judge(gold: str, answer: str | None, policy: GradePolicy, budget: Budget) -> Grade:
+    gold = unwrap_box(gold, policy)
     if _is_empty(gold):
         return Grade(False, GradeStatus.GOLD_ERROR, answer, "gold", "empty reference answer")
     if answer is None or _is_empty(answer):
@@ -80,20 +138,42 @@ def grade_answer(gold: str, answer: str | None) -> Grade:
         return Grade(False, GradeStatus.GOLD_ERROR, answer, "limits", detail)
     if cap := too_big(answer):
         return Grade(False, GradeStatus.LIMIT, answer, "limits", f"over the {cap} cap")
-    return _cascade(gold, answer)
+    verdict = _judge_normalized(normalize(gold), normalize(answer), policy, budget)
+    return Grade(verdict.correct, verdict.status, answer, verdict.tier, verdict.detail)
 
 
 def _is_empty(text: str) -> bool:
     return not text.strip() or (len(text) <= MAX_CHARS and not normalize(text))
 
 
-def _cascade(gold: str, answer: str) -> Grade:
-    gold_text, answer_text = normalize(gold), normalize(answer)
+_DECIMAL_COMMA = re.compile(r"(?<![0-9,])([0-9]+),([0-9]+)(?![0-9,])")
+
+
+def _judge_normalized(gold: str, answer: str, policy: GradePolicy, budget: Budget) -> Verdict:
+    context = Context(policy, _decide, _Symbolic(policy, budget))
+    verdict = compare(gold, answer, context)
+    if verdict.correct or not policy.decimal_comma:
+        return verdict
+    pointed = _DECIMAL_COMMA.sub(r"\1.\2", gold), _DECIMAL_COMMA.sub(r"\1.\2", answer)
+    return verdict if pointed == (gold, answer) else compare(*pointed, context)
+
+
+def _decide(gold: str, answer: str, policy: GradePolicy) -> Verdict | None:
+    """Try the tiers that need no worker."""
     for tier in TIERS:
-        verdict = tier.compare(gold_text, answer_text)
+        verdict = tier.compare(gold, answer, policy)
         if verdict is not None:
-            status = GradeStatus.CORRECT if verdict else GradeStatus.INCORRECT
-            return Grade(verdict, status, answer, tier.name)
-    reply = shared_comparer()(gold_text, answer_text)
-    status = GradeStatus(reply.verdict)
-    return Grade(status is GradeStatus.CORRECT, status, answer, "symbolic", reply.detail)
+            return Verdict.of(verdict, tier.name)
+    return None
+
+
+class _Symbolic:
+    """The last tier for one grade: all its comparisons share one budget of CPU time."""
+
+    def __init__(self, policy: GradePolicy, budget: Budget) -> None:
+        self._options = Options.of(policy)
+        self._budget = budget
+
+    def __call__(self, gold: str, answer: str) -> Verdict:
+        reply = shared_comparer()(gold, answer, self._options, self._budget)
+        return Verdict(GradeStatus(reply.verdict), "symbolic", reply.detail)

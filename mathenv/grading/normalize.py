@@ -26,9 +26,14 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\%", "%"),
         (r"\\(?:lbrace|\{)", r"\\{"),
         (r"\\(?:rbrace|\})", r"\\}"),
-        (r"\\le(?![a-zA-Z])", r"\\leq"),
-        (r"\\ge(?![a-zA-Z])", r"\\geq"),
+        (r"\\(?:le|leqslant|leqq)(?![a-zA-Z])|<=", r"\\leq"),
+        (r"\\(?:ge|geqslant|geqq)(?![a-zA-Z])|>=", r"\\geq"),
+        (r"(?<![0-9)])!=", r"\\neq"),
+        (r"\\lt(?![a-zA-Z])", "<"),
+        (r"\\gt(?![a-zA-Z])", ">"),
+        (r"\\(?:varnothing)(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset"),
         (r"\\ne(?![a-zA-Z])", r"\\neq"),
+        (r"\\(?:dots|cdots|dotsc|dotsb)(?![a-zA-Z])|…", r"\\ldots"),
         (r"\\infin(?![a-zA-Z])", r"\\infty"),
         (r"\\degree(?![a-zA-Z])|°", r"^\\circ"),
         (r"\^\{\\circ\}", r"^\\circ"),
@@ -38,8 +43,31 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     )
 )
 _UNICODE = str.maketrans(
-    {"−": "-", "–": "-", "×": "\\times ", "÷": "/", "π": "\\pi ", "∞": "\\infty ", "√": "\\sqrt"}
+    {
+        **{
+            "−": "-",
+            "–": "-",
+            "×": "\\times ",
+            "÷": "/",
+            "·": "\\cdot ",
+            "±": "\\pm ",
+            "∓": "\\mp ",
+        },
+        **{"π": "\\pi ", "∞": "\\infty ", "√": "\\sqrt ", "θ": "\\theta ", "α": "\\alpha "},
+        **{"β": "\\beta ", "λ": "\\lambda ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in "},
+        **{"≤": "\\leq ", "≥": "\\geq ", "≠": "\\neq ", "≈": "\\approx ", "∅": "\\emptyset "},
+        **{
+            "∠": "\\angle ",
+            "²": "^2",
+            "³": "^3",
+            "½": "\\frac12 ",
+            "¼": "\\frac14 ",
+            "¾": "\\frac34 ",
+        },
+        **{"（": "(", "）": ")", "，": ",", "％": "%", "\u00a0": " ", "\u202f": " ", "\u2009": " "},
+    }
 )
+_ROOT_CALL = re.compile(r"(?:\\|(?<![\\a-zA-Z]))(sqrt|cbrt|Rational)\s*\(")
 _TOKEN = r"\s*([0-9]|(?<![a-zA-Z])[a-zA-Z]|\\pi(?![a-zA-Z]))"
 _FRAC = re.compile(rf"\\frac{_TOKEN}{_TOKEN}")
 _FRAC_LEFT = re.compile(rf"\\frac{_TOKEN}\s*\{{")
@@ -61,7 +89,27 @@ def normalize(text: str) -> str:
             text = text.replace("\\\\", "\\")  # escaped twice, as in JSON: no rows to part
         for pattern, replacement in _REWRITES:
             text = pattern.sub(replacement, text)
+        text = _calls_to_latex(text)
     return _trim(text)
+
+
+def _calls_to_latex(text: str) -> str:
+    """Write `sqrt(..)`, `cbrt(..)` and `Rational(a, b)` as commands, innermost parts included."""
+    while match := _ROOT_CALL.search(text):
+        depth, end = 1, match.end()
+        while end < len(text) and depth:
+            depth += (text[end] == "(") - (text[end] == ")")
+            end += 1
+        if depth:
+            return text
+        inside = text[match.end() : end - 1]
+        if match[1] == "Rational":
+            top, comma, bottom = inside.partition(",")
+            command = f"\\frac{{{top}}}{{{bottom}}}" if comma else inside
+        else:
+            command = f"\\sqrt{'[3]' if match[1] == 'cbrt' else ''}{{{inside}}}"
+        text = text[: match.start()] + command + text[end:]
+    return text
 
 
 def _trim(text: str) -> str:

@@ -11,13 +11,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from mathenv.grading.normalize import braced
+from mathenv.grading.policy import STRICT, GradePolicy
+from mathenv.grading.units import WRAPPED_UNIT, split_unit, units_agree
 
-# A decimal stands for an exact gold (1/3) when it is this close, relative to the gold.
-ROUNDED_TOLERANCE = Fraction(1, 10**6)
-# A gold written as an integer or decimal can be written exactly: only the noise of binary
-# floating point is forgiven. With 1e-6, 16386.21 would pass for 16386.20.
-FLOAT_NOISE = Fraction(1, 10**9)
-_MAX_WITH_UNIT = 120  # characters: the unit patterns take quadratic time
 MAX_SCALE = 400  # decimal exponents beyond this are left to the symbolic tier
 
 _UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+|[0-9]+)?(?:\.[0-9]+|\.)?"
@@ -31,27 +27,13 @@ _RATIO = re.compile(
     rf"(?:\\frac\s*\{{\s*(?P<a>-?{_UNSIGNED})\s*\}}\s*\{{\s*(?P<b>-?{_UNSIGNED})\s*\}}"
     rf"|(?P<c>{_UNSIGNED})\s*/\s*(?:(?P<d>{_UNSIGNED})|\(\s*(?P<e>-[0-9]+)\s*\)))"
 )
+_WRAPPED_NUMBER = re.compile(
+    r"\\(?:text|textbf|mathbf|mathrm|mbox|bf|boldsymbol)\s*\{\s*([-+$]?[0-9.][^{}]*)\}"
+)
+_REPEATING = re.compile(
+    r"(-?)\s*([0-9]*)\.([0-9]*)\s*\\(?:overline|bar|dot)\s*\{?\s*([0-9]{1,30})\s*\}?"
+)
 _PERCENT = re.compile(r"\s*(?:%|\\text\{\s*percent\s*\}|percent|pct)$", re.IGNORECASE)
-_WRAPPED_UNIT = re.compile(
-    r"\s*\\(?:text|textnormal|textrm|mbox|mathrm|rm|operatorname)\s*\{([^{}]*)\}"
-    r"\s*(?:\^\s*\{?\s*(-?[0-9])\s*\}?)?$"
-)
-_DEGREES = re.compile(r"\s*\^\\circ$")
-# Words that change the value, or that name one of two possible answers, are not units.
-_NOT_A_UNIT = re.compile(
-    r"hundred|thousand|million|billion|trillion|dozen|percent|half|third|quarter|base|"
-    r"\b[ap]\.?\s?m\b|\band\b|\bor\b|\bi\b|\be\b",
-    re.IGNORECASE,
-)
-_UNIT_WORDS = (
-    "square|cubic|sq|units?|degrees?|dollars?|cents?|inch(?:es)?|feet|foot|ft|yards?|miles?|"
-    "meters?|metres?|centimeters?|kilometers?|cm|mm|km|kg|grams?|pounds?|lbs?|ounces?|liters?|"
-    "gallons?|seconds?|minutes?|hours?|days?|weeks?|months?|years?|mph|per|people|students?|"
-    "points?|ways?|apples?|eggs?|books?|women|men|boys|girls|children|euros?|yuan"
-)
-_BARE_UNIT = re.compile(
-    rf"\s*(?:(?:{_UNIT_WORDS})(?:\s*\^\s*\{{?[0-9]\}}?)?(?:\s+|$))+$", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,35 +44,30 @@ class ExactNumber:
     percent: bool = False
     decimal: bool = False  # written with a decimal point or in scientific notation
     ratio: bool = False  # written as a fraction
+    unit: str = ""
     unit_power: str = ""  # the exponent after a unit in \\text{}, as in cm^2
+    places: int = 0  # decimals, where it is written as a plain decimal
+    reduced: bool = True  # not a fraction that could be shortened
 
 
 def parse_number(text: str) -> ExactNumber | None:
     """Read a normalised answer as one number, or return None."""
     if text.isdigit() and text.isascii():
         return ExactNumber(Fraction(int(text)))
+    if wrapped := _WRAPPED_NUMBER.fullmatch(text):
+        text = wrapped[1].strip()
     bare = _PERCENT.sub("", text)
     if bare != text:
         number = _parse_unsigned(bare)
         return None if number is None else replace(number, percent=True)
-    number = _parse_unsigned(strip_unit(text))
-    wrapped = _WRAPPED_UNIT.search(text) if number is not None and "\\" in text else None
+    bare, unit = split_unit(text)
+    number = _parse_unsigned(bare)
+    if number is not None and unit:
+        number = replace(number, unit=unit)
+    wrapped = WRAPPED_UNIT.search(text) if number is not None and "\\" in text else None
     if number is None or wrapped is None or not wrapped.group(2):
         return number
     return replace(number, unit_power=wrapped.group(2))
-
-
-def strip_unit(text: str) -> str:
-    r"""Remove a trailing unit: `\text{...}`, degrees, or a word from the unit list."""
-    if len(text) > _MAX_WITH_UNIT:
-        return text
-    wrapped = _WRAPPED_UNIT.search(text)
-    if wrapped:
-        return text if _NOT_A_UNIT.search(wrapped.group(1)) else text[: wrapped.start()]
-    text = _DEGREES.sub("", text)
-    if text[-1:].isalnum() or text.endswith("}"):
-        text = _BARE_UNIT.sub("", text) or text
-    return text
 
 
 def _parse_unsigned(text: str) -> ExactNumber | None:
@@ -99,6 +76,8 @@ def _parse_unsigned(text: str) -> ExactNumber | None:
         text = text[1:-1]
     if "/" in text or "\\frac" in text:
         return _ratio(braced(text))
+    if "\\" in text and (match := _REPEATING.fullmatch(text)):
+        return _repeating(match)
     match = _DECIMAL.fullmatch(text)
     if match is None or not any(c.isdigit() for c in match["digits"]):
         return None
@@ -107,7 +86,17 @@ def _parse_unsigned(text: str) -> ExactNumber | None:
         return None
     value = _exact(match["digits"]) * Fraction(10) ** scale
     written_exactly = "." not in match["digits"].rstrip(".") and not match["e"]
-    return ExactNumber(-value if match["sign"] == "-" else value, decimal=not written_exactly)
+    places = 0 if scale else len(match["digits"].rpartition(".")[2]) * ("." in match["digits"])
+    signed = -value if match["sign"] == "-" else value
+    return ExactNumber(signed, decimal=not written_exactly, places=places)
+
+
+def _repeating(match: re.Match[str]) -> ExactNumber:
+    """Read `0.1\\overline{6}`, an exact value."""
+    sign, whole, fixed, period = match.groups()
+    value = Fraction(int(whole or 0)) + Fraction(int(fixed or 0), 10 ** len(fixed))
+    value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))
+    return ExactNumber(-value if sign else value, ratio=True)
 
 
 def _ratio(text: str) -> ExactNumber | None:
@@ -125,7 +114,9 @@ def _ratio(text: str) -> ExactNumber | None:
         if value < 0:
             return None
         value += int(match["whole"])
-    return ExactNumber(-value if match["sign"] == "-" else value, ratio=True)
+    lowest = abs(numerator / denominator).as_integer_ratio() == (abs(numerator), abs(denominator))
+    reduced = lowest and abs(denominator) != 1 and not (match["whole"] and numerator > denominator)
+    return ExactNumber(-value if match["sign"] == "-" else value, ratio=True, reduced=reduced)
 
 
 def _exact(digits: str) -> Fraction:
@@ -133,30 +124,52 @@ def _exact(digits: str) -> Fraction:
     return Fraction(digits[:-1] if digits.endswith(".") else digits)
 
 
-def numbers_equal(gold: ExactNumber, answer: ExactNumber) -> bool:
-    """Decide whether two numbers agree.
-
-    Percent: with a sign on one side only, p and p/100 are both accepted; on both sides or
-    on none the values must agree. Decimals: see `ROUNDED_TOLERANCE` and `FLOAT_NOISE`.
-    Units are not compared, but cm^2 is not cm^3.
-    """
+def numbers_equal(gold: ExactNumber, answer: ExactNumber, policy: GradePolicy = STRICT) -> bool:
+    """Decide whether two numbers agree under `policy` (see there; cm^2 is never cm^3)."""
     if gold.unit_power and answer.unit_power and gold.unit_power != answer.unit_power:
         return False
-    if _close(gold, answer, answer.value):
-        return True
-    if gold.percent and not answer.percent:
-        return _close(gold, answer, answer.value * 100)
-    if answer.percent and not gold.percent:
-        return _close(gold, answer, answer.value / 100)
-    return False
-
-
-def _close(gold: ExactNumber, answer: ExactNumber, value: Fraction) -> bool:
-    if gold.value == value:
-        return True
-    if not (answer.decimal or gold.decimal):
+    if policy.units != "strip" and not units_agree(gold.unit, answer.unit, policy):
         return False
-    if gold.value.denominator == 1 and value.denominator == 1:
-        return False  # two different integers, however they are written
-    tolerance = ROUNDED_TOLERANCE if gold.ratio else FLOAT_NOISE
-    return abs(gold.value - value) <= tolerance * abs(gold.value)
+    if policy.require_reduced and not (answer.reduced and _kinds_fit(gold, answer)):
+        return False
+    return any(_close(gold, answer, value, policy) for value in _readings(gold, answer, policy))
+
+
+def _kinds_fit(gold: ExactNumber, answer: ExactNumber) -> bool:
+    """Where an integer is asked for, a fraction is arithmetic left to do."""
+    return not (answer.ratio and gold.value.denominator == 1)
+
+
+def _readings(gold: ExactNumber, answer: ExactNumber, policy: GradePolicy) -> list[Fraction]:
+    """Return the values on the gold's scale that the answer may stand for."""
+    value, shift = answer.value, int(gold.percent) - int(answer.percent)
+    if policy.percent == "factor":
+        plain = not (gold.ratio or answer.ratio)
+        return [value, value / 100, value * 100] if plain else [value]
+    if policy.percent == "exact":
+        return [value] if shift == 0 else []
+    if policy.percent == "hundredth":
+        return [value * Fraction(100) ** shift]
+    return [value, value * Fraction(100) ** shift]
+
+
+def _close(gold: ExactNumber, answer: ExactNumber, value: Fraction, policy: GradePolicy) -> bool:
+    difference = abs(gold.value - value)
+    if difference == 0:
+        return True
+    if policy.round_to_gold and gold.places and rounds_to(value, gold.value, gold.places):
+        return True
+    integers = gold.value.denominator == 1 and value.denominator == 1
+    inexact = answer.decimal or gold.decimal
+    if inexact and difference <= Fraction(policy.absolute_tolerance):
+        return True
+    if integers or not inexact:  # however they are written: 1000001.0 is an integer
+        tolerance = policy.exact_tolerance
+    else:
+        tolerance = policy.tolerance if gold.ratio or answer.ratio else policy.float_noise
+    return tolerance > 0 and difference <= Fraction(tolerance) * abs(gold.value)
+
+
+def rounds_to(value: Fraction, target: Fraction, places: int) -> bool:
+    """Say whether `value` rounded to `places` decimals, halves either way, is `target`."""
+    return abs(value - target) <= Fraction(1, 2 * 10**places)

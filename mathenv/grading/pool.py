@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -11,11 +12,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _SCRIPT = Path(__file__).with_name("worker.py")
-_START_SECONDS = 120.0
+_START_SECONDS = 300.0
 _CLOSE_SECONDS = 2.0
 
 
@@ -29,14 +32,19 @@ class Reply:
 
     verdict: str
     detail: str = ""
+    cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLimits:
-    """Limits of one comparison. CPU seconds decide, so that load does not change verdicts."""
+    """Limits of one comparison. CPU seconds decide, so that load does not change verdicts.
+
+    The wall limit only catches a worker that no longer gets anywhere. Ten times the CPU limit
+    was reached on two processors with thirty busy processes, so it is thirty times.
+    """
 
     cpu_seconds: float = 2.0
-    wall_seconds: float = 20.0
+    wall_seconds: float = 60.0
     memory_megabytes: int = 1024
 
 
@@ -58,29 +66,39 @@ class Worker:
             start_new_session=True,
         )
         try:
-            self._read(0, _START_SECONDS)
+            self.confinement = self._read(0, _START_SECONDS).detail
         except WorkerDiedError:
             self.kill()
             raise
 
-    def compare(self, gold: str, answer: str) -> Reply:
+    def compare(
+        self, gold: str, answer: str, options: Mapping[str, Any], cpu_seconds: float
+    ) -> Reply:
         """Send one pair and wait. Raises `WorkerDiedError` if no verdict can come any more."""
-        job, self._next_id = self._next_id, self._next_id + 1
         limits = self._limits
         message = {
-            "id": job,
             "gold": gold,
             "answer": answer,
-            "cpu": limits.cpu_seconds,
+            "options": dict(options),
+            "cpu": min(limits.cpu_seconds, cpu_seconds),
             "wall": limits.wall_seconds,
         }
+        return self._ask(message)
+
+    def self_check(self) -> Reply:
+        """Let the worker try what it must not be able to do; the detail is a JSON object."""
+        return self._ask({"check": True, "cpu": 10.0, "wall": self._limits.wall_seconds})
+
+    def _ask(self, message: dict[str, Any]) -> Reply:
+        job, self._next_id = self._next_id, self._next_id + 1
+        message["id"] = job
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
         except (OSError, ValueError) as error:
             raise WorkerDiedError(f"cannot reach the grading worker: {error}") from error
-        return self._read(job, 2 * limits.wall_seconds)
+        return self._read(job, 2 * self._limits.wall_seconds)
 
     def _read(self, job: int, seconds: float) -> Reply:
         assert self._process.stdout is not None
@@ -94,7 +112,7 @@ class Worker:
                 self._buffer = rest
                 message = json.loads(line)
                 if message["id"] == job:
-                    return Reply(message["verdict"], message["detail"])
+                    return Reply(message["verdict"], message["detail"], message["cpu"])
                 continue
             if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
                 raise WorkerDiedError(f"the grading worker did not answer in {seconds:.0f} s")
@@ -141,28 +159,71 @@ class WorkerPool:
 
     def __init__(self, size: int | None = None, limits: WorkerLimits | None = None) -> None:
         self._limits = limits or WorkerLimits()
-        self._slots = threading.Semaphore(size or min(4, os.cpu_count() or 1))
+        self.size = size or min(4, os.cpu_count() or 1)
+        self._free = threading.Condition()
+        self._busy = 0
         self._lock = threading.Lock()
         self._idle: list[Worker] = []
         self._all: set[Worker] = set()
         self._closed = False
 
-    def compare(self, gold: str, answer: str) -> Reply:
-        """Compare in a free worker; waits for one. A lost worker is replaced once."""
-        with self._slots:
+    def compare(
+        self,
+        gold: str,
+        answer: str,
+        options: Mapping[str, Any] | None = None,
+        cpu_seconds: float = math.inf,
+    ) -> Reply:
+        """Compare in a free worker; waits for one. A lost worker is replaced once.
+
+        Args:
+            gold: LaTeX of the reference.
+            answer: LaTeX of the answer.
+            options: the fields of `symbolic.Options` that differ from the preset `strict`.
+            cpu_seconds: where less than `WorkerLimits.cpu_seconds` is left.
+        """
+        return self._served(lambda worker: worker.compare(gold, answer, options or {}, cpu_seconds))
+
+    def self_check(self) -> dict[str, str]:
+        """Return what a worker could do that it must not: each attempt and how it ended."""
+        reply = self._served(Worker.self_check)
+        if reply.verdict != "checked":
+            return {"worker": f"{reply.verdict}: {reply.detail}"}
+        outcome: dict[str, str] = json.loads(reply.detail)
+        return outcome
+
+    def _served(self, ask: Callable[[Worker], Reply]) -> Reply:
+        with self._slot():
             for attempt in (1, 2):
                 try:
-                    worker = self._take()
-                    reply = self._attempt(worker, gold, answer)
+                    reply = self._attempt(self._take(), ask)
                 except WorkerDiedError as error:
                     reply = Reply("infra", str(error))
                 if reply.verdict != "infra" or attempt == 2:
                     break
         return reply
 
-    def _attempt(self, worker: Worker, gold: str, answer: str) -> Reply:
+    @contextlib.contextmanager
+    def _slot(self) -> Iterator[None]:
+        with self._free:
+            self._free.wait_for(lambda: self._busy < self.size)
+            self._busy += 1
         try:
-            reply = worker.compare(gold, answer)
+            yield
+        finally:
+            with self._free:
+                self._busy -= 1
+                self._free.notify()
+
+    def resize(self, size: int) -> None:
+        """Change how many workers may run; surplus idle ones stay for the next resize."""
+        with self._free:
+            self.size = size
+            self._free.notify_all()
+
+    def _attempt(self, worker: Worker, ask: Callable[[Worker], Reply]) -> Reply:
+        try:
+            reply = ask(worker)
         except BaseException:  # also KeyboardInterrupt: a reply would be left in the pipe
             self._discard(worker)
             raise
@@ -191,6 +252,11 @@ class WorkerPool:
         worker.kill()
         with self._lock:
             self._all.discard(worker)
+
+    @property
+    def confinement(self) -> str:
+        """What confines the workers, as in `rlimits+landlock+seccomp`; empty before the first."""
+        return next((worker.confinement for worker in self._all), "")
 
     @property
     def started(self) -> int:

@@ -6,14 +6,20 @@ import atexit
 import os
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 
 from mathenv.grading.normalize import braced
-from mathenv.grading.pool import Reply, WorkerPool
+from mathenv.grading.policy import STRICT, GradePolicy
+from mathenv.grading.pool import Reply, WorkerLimits, WorkerPool
 from mathenv.grading.text import base_tokens
 
 _MEMO_SIZE = 20_000
+_LEAST_SECONDS = 0.02  # with less than this left there is nothing to start
 _MEMO_VERDICTS = frozenset({"correct", "incorrect", "unparsed", "gold_error"})
 
+_FUNCTIONS = "sin|cos|tan|cot|sec|csc|log|ln|sinh|cosh|tanh|arcsin|arccos|arctan|exp|max|min|gcd"
 _LATEX_SPELLING: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -21,43 +27,93 @@ _LATEX_SPELLING: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r",(?:\s*,)+", ","),
         (r"\*\*\s*\(([^()]*)\)", r"^{\1}"),
         (r"\*\*\s*(-?[0-9a-z]+)", r"^{\1}"),
-        (r"(?<![\\a-z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"(?<![\\a-z])(sin|cos|tan|log|ln|pi)(?![a-z])", r"\\\1"),
+        (r"(?<![\\a-zA-Z])a(sin|cos|tan)(?=\s*\()", r"\\arc\1"),
+        (r"(?<![\\a-zA-Z])log(?=\s*\()", r"\\ln"),  # as in Python
+        (rf"(?<![\\a-zA-Z])({_FUNCTIONS})(?![a-zA-Z])", r"\\\1"),
+        (r"(?<![\\a-zA-Z])(pi|theta|alpha|beta|lambda)(?![a-zA-Z])", r"\\\1"),
+        (r"(?<![\\a-zA-Z])(?:oo|infinity|inf)(?![a-zA-Z])", r"\\infty"),
+        (r"(?<=[0-9a-zA-Z)}])\s*\*\s*(?=[0-9a-zA-Z(\\])", r" \\cdot "),
     )
 )
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
+_DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*\^\\circ")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The part of a policy that the worker needs; a key of the memo table."""
+
+    tolerance: float = STRICT.tolerance
+    exact_tolerance: float = STRICT.exact_tolerance
+    absolute_tolerance: float = STRICT.absolute_tolerance
+    same_symbols: bool = True
+    raw: bool = False  # math-verify alone, on whole texts
+
+    @staticmethod
+    def of(policy: GradePolicy) -> Options:
+        return Options(
+            policy.tolerance,
+            policy.exact_tolerance,
+            policy.absolute_tolerance,
+            policy.symbols == "same",
+        )
+
+
+_RAW = Options(raw=True)
+
+
+@dataclass(slots=True)
+class Budget:
+    """CPU seconds that one grade may still spend in workers, over all its parts."""
+
+    seconds: float = WorkerLimits().cpu_seconds
 
 
 class SymbolicComparer:
     """Compares two LaTeX answers in a pool, remembering verdicts. Thread safe.
 
-    Time-outs are never remembered: they depend on the machine.
+    Time-outs are never remembered: they depend on the machine. A remembered verdict is charged
+    the time that it took, so that what a grade may spend does not depend on earlier ones.
     """
 
     def __init__(self, pool: WorkerPool) -> None:
         self.pool = pool
-        self._memo: dict[tuple[str, str], Reply] = {}
+        self._memo: dict[tuple[str, str, Options], Reply] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, gold: str, answer: str) -> Reply:
-        pair = (to_latex(gold), to_latex(answer))
-        reply = self._memo.get(pair)
+    def __call__(self, gold: str, answer: str, options: Options, budget: Budget) -> Reply:
+        """Compare two values that no cheaper tier could decide."""
+        return self._remembered(to_latex(gold), to_latex(answer), options, budget)
+
+    def raw(self, gold: str, response: str, budget: Budget) -> Reply:
+        """Let math-verify extract, parse and compare on its own."""
+        return self._remembered(gold, response, _RAW, budget)
+
+    def _remembered(self, gold: str, answer: str, options: Options, budget: Budget) -> Reply:
+        job = gold, answer, options
+        reply = self._memo.get(job)
         if reply is None:
-            reply = self._compare(*pair)
+            reply = self._compare(*job, budget)
             if reply.verdict in _MEMO_VERDICTS:
                 with self._lock:
                     if len(self._memo) >= _MEMO_SIZE:
-                        self._memo.clear()
-                    self._memo[pair] = reply
+                        self._memo.pop(next(iter(self._memo)))
+                    self._memo[job] = reply
+        budget.seconds -= reply.cpu_seconds
         return reply
 
-    def _compare(self, gold: str, answer: str) -> Reply:
-        reply = self.pool.compare(gold, answer)
-        if reply.verdict != "correct":
+    def _compare(self, gold: str, answer: str, options: Options, budget: Budget) -> Reply:
+        if budget.seconds < _LEAST_SECONDS:
+            return Reply("timeout", "CPU limit reached by earlier parts")
+        reply = self.pool.compare(gold, answer, asdict(options), budget.seconds)
+        if reply.verdict != "correct" or options.raw:
             return reply
         if base_tokens(gold) != base_tokens(answer):
-            return Reply("incorrect", "math-verify accepted it, the base subscripts differ")
+            detail = "math-verify accepted it, the base subscripts differ"
+            return replace(reply, verdict="incorrect", detail=detail)
         if _lengths_differ(gold, answer):
-            return Reply("incorrect", "math-verify accepted it, the number of values differs")
+            detail = "math-verify accepted it, the number of values differs"
+            return replace(reply, verdict="incorrect", detail=detail)
         return reply
 
 
@@ -85,6 +141,8 @@ def to_latex(text: str) -> str:
     """Write plain spellings (`2**3`, `sqrt(2)`, `and`) as the LaTeX that the parser knows."""
     for pattern, replacement in _LATEX_SPELLING:
         text = pattern.sub(replacement, text)
+    if "\\circ" in text and _TRIGONOMETRIC.search(text):
+        text = _DEGREES.sub(r"\\frac{\1\\pi}{180}", text)
     return braced(text).strip()
 
 
@@ -99,6 +157,18 @@ def shared_comparer() -> SymbolicComparer:
         if _shared is None:
             _shared = SymbolicComparer(WorkerPool())
         return _shared
+
+
+@contextmanager
+def use_workers(size: int | None) -> Iterator[int]:
+    """Let the shared comparer use up to `size` workers meanwhile; yield how many it may."""
+    pool = shared_comparer().pool
+    before = pool.size
+    pool.resize(max(before, size or before))
+    try:
+        yield size or before
+    finally:
+        pool.resize(before)
 
 
 def close() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+from mathenv.grading.numbers import parse_number
+from mathenv.grading.policy import STRICT, GradePolicy
+
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mbox|mathrm|mathbf|rm|bf)\s*\{([^{}]*)\}"
 )
@@ -14,10 +17,21 @@ _CLOCK = re.compile(
     r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE
 )
 _BASED = re.compile(r"(-?[0-9A-Za-z.]*[0-9A-Za-z])_\{?\s*([0-9]{1,2})\s*\}?")
+_COMMAND = re.compile(r"\\[a-zA-Z]+")
+_PROSE_WORD = re.compile(r"(?<![a-zA-Z])[a-zA-Z]{4,}|(?<![a-zA-Z])Eq(?=\()")
+# Functions, and words that may stand beside a value.
+_NOT_PROSE = re.compile(
+    "sqrt|cbrt|frac|sinh|cosh|tanh|arc(?:sin|cos|tan)|a(?:sin|cos|tan)|floor|ceil|rational|"
+    "infinity|choose|matrix|cases|array|begin|aligned|binom|percent|approx(?:imately)?|about|"
+    "roughly|around|equals|answer|value|result|total|final|exactly|only|thus|hence|therefore|"
+    "hundred|thousand|million|billion|trillion|dozen|half|third|quarter|squared|cubed",
+    re.IGNORECASE,
+)
+_SENTENCE = 6  # words of four letters and more: no spelling of a value needs as many
 _BASE_TOKEN = re.compile(r"([0-9A-Z]+)\s*_\s*\{?\s*([0-9]{1,2})\s*\}?")
 
 
-def compare_words(gold: str, answer: str) -> bool | None:
+def compare_words(gold: str, answer: str, policy: GradePolicy = STRICT) -> bool | None:
     r"""Compare two answers as words, ignoring case. None where they may be mathematics.
 
     Decisive against the answer only if the gold says that it is text (`\text{...}`), since
@@ -35,8 +49,21 @@ def compare_words(gold: str, answer: str) -> bool | None:
     return False if wrapped else None
 
 
+def compare_prose(gold: str, answer: str, policy: GradePolicy = STRICT) -> bool | None:
+    """Refuse sentences and tracebacks, and statements where the reference is a number."""
+    if len(answer) < 4 or "=" in answer or "\\approx" in answer:
+        return None  # `AB = 5 units` is taken apart later
+    words = _PROSE_WORD.findall(_COMMAND.sub(" ", answer))
+    if len(words) >= _SENTENCE and not _PROSE_WORD.search(_COMMAND.sub(" ", gold)):
+        return False
+    if not words or any(map(_NOT_PROSE.fullmatch, words)) or parse_number(gold) is None:
+        return None
+    return False
+
+
 def _words(text: str) -> str | None:
     text = _WRAPPER.sub(r"\1", text).strip()
+    text = text[1:-1] if text[:1] == "{" and text[-1:] == "}" else text  # \\text was dropped
     choice = _CHOICE.fullmatch(text)
     if choice:
         return choice.group(1)
@@ -44,7 +71,7 @@ def _words(text: str) -> str | None:
     return " ".join(text.split()) if _WORDS.fullmatch(text) else None
 
 
-def compare_choices(gold: str, answer: str) -> bool | None:
+def compare_choices(gold: str, answer: str, policy: GradePolicy = STRICT) -> bool | None:
     """Compare a choice letter with `(B)`, `B.` or `B. its text`. None if not a choice."""
     gold_choice = _CHOICE.fullmatch(_WRAPPER.sub(r"\1", gold).strip())
     if gold_choice is None:
@@ -58,7 +85,7 @@ def compare_choices(gold: str, answer: str) -> bool | None:
     return None if answer.isalpha() and gold.isalpha() else False
 
 
-def compare_clock_times(gold: str, answer: str) -> bool | None:
+def compare_clock_times(gold: str, answer: str, policy: GradePolicy = STRICT) -> bool | None:
     """Compare clock times by value. A missing a.m. or p.m. matches the same digits only."""
     gold_time, answer_time = _clock(gold), _clock(answer)
     return None if gold_time is None or answer_time is None else gold_time == answer_time
@@ -74,7 +101,7 @@ def _clock(text: str) -> tuple[int, int, int] | None:
     return hours, minutes, seconds
 
 
-def compare_based(gold: str, answer: str) -> bool | None:
+def compare_based(gold: str, answer: str, policy: GradePolicy = STRICT) -> bool | None:
     """Compare numerals with a base subscript by digits and base (`1200_7` is not `1200_8`)."""
     gold_match, answer_match = _BASED.fullmatch(gold), _BASED.fullmatch(answer)
     if gold_match is None or answer_match is None or not gold_match.group(1)[-1].isdigit():

@@ -13,7 +13,7 @@ import pytest
 from gymnasium.error import ResetNeeded
 
 import mathenv
-from mathenv.env import MathToolEnv, local_interpreter
+from mathenv.env import INTERPRETERS, MathToolEnv, shared_interpreter
 from mathenv.errors import ConfigError, DataError, InfraError
 from mathenv.grading import grade
 from mathenv.interpreter.base import Interpreter, Limits
@@ -587,7 +587,7 @@ def test_close_leaves_a_shared_interpreter_open():
 
 def test_environments_share_one_local_interpreter():
     first, second = MathToolEnv(PROBLEMS), MathToolEnv(PROBLEMS)
-    assert first.interpreter is second.interpreter is local_interpreter(Limits())
+    assert first.interpreter is second.interpreter is shared_interpreter("local", Limits())
     other = MathToolEnv(PROBLEMS, limits=Limits(output_chars=100))
     assert other.interpreter is not first.interpreter
 
@@ -596,7 +596,7 @@ def test_a_machine_without_a_sandbox_is_an_error_not_an_excluded_episode(monkeyp
     def no_sandbox(limits):
         raise InfraError("no sandbox works here")
 
-    monkeypatch.setattr("mathenv.env.LocalInterpreter", no_sandbox)
+    monkeypatch.setitem(INTERPRETERS, "local", no_sandbox)
     env = MathToolEnv(PROBLEMS, limits=Limits(output_chars=123))
     env.reset()
     with pytest.raises(InfraError, match="no sandbox works here"):
@@ -625,3 +625,15 @@ def test_no_process_outlives_the_program():
     # Pipes are inherited: `run` would hang until the time limit if a helper lived on.
     assert (done.returncode, done.stdout.split()) == (0, ["42"]), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_grader_is_a_policy_by_name() -> None:
+    problem = Problem("p", "Which part of 8 is 4, in percent?", "50")
+    verdicts = []
+    for grader in ("strict", "paper"):
+        with MathToolEnv([problem], grader=grader) as env:
+            env.reset(seed=0)
+            verdicts.append(env.step(r"\boxed{0.5}")[1])
+    assert verdicts == [0.0, 1.0]
+    with pytest.raises(ConfigError, match="strict"):
+        MathToolEnv([problem], grader="lenient")

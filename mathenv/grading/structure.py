@@ -1,0 +1,323 @@
+r"""Answers made of parts: lists, sets, tuples, intervals, unions, matrices, assignments.
+
+`read_shape` looks at one level of an answer; the parts stay text, and the grader compares
+them with the same cascade again.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from mathenv.grading.normalize import key
+
+_OPEN, _CLOSE = "([{", ")]}"
+_WORD = (
+    r"\\(?:text|textrm|mbox|mathrm|textnormal)\s*\{{\s*,?\s*(?:{0})\s*,?\s*\}}"
+    r"|(?<![a-zA-Z\\{{])(?:{0})(?![a-zA-Z}}])"
+)
+_JOINING = {
+    ",": re.compile(_WORD.format("and|or") + r"|\\(?:lor|land|vee|wedge)(?![a-zA-Z])"),
+    "or": re.compile(_WORD.format("or") + r"|\\(?:lor|vee)(?![a-zA-Z])"),
+}
+_WORDED = re.compile(r"\\(?:text|textrm|mbox|mathrm)\s*\{([^{}]*[0-9][^{}]*)\}")
+_MEMBER = re.compile(r"^[a-zA-Z](?:_\{?\w+\}?|\([a-z]\))?\s*\\in(?![a-zA-Z])\s*")
+_MATRIX = re.compile(
+    r"\\begin\{(?P<env>[pbBv]?matrix|smallmatrix|array)\}(?:\s*\{[lcr|\s]*\})?(?P<body>.*)"
+    r"\\end\{(?P=env)\}",
+    re.DOTALL,
+)
+_CASES = re.compile(
+    r"\\begin\{(?P<env>cases|aligned|align\*?|gathered)\}(?P<body>.*)\\end\{(?P=env)\}", re.DOTALL
+)
+_MATRIX_CALL = re.compile(r"(?:[a-zA-Z]+\.)?(?:Matrix|array)\s*\((?P<body>\[.*\])\)", re.DOTALL)
+_ROWS = re.compile(r"\\\\(?:\s*\[[^\]]*\])?")
+_NAME = r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_(?:[0-9a-zA-Z]|\{[0-9a-zA-Z]+\}))?'?"
+_FUNCTION = rf"{_NAME}\s*\(\s*{_NAME}(?:\s*,\s*{_NAME})*\s*\)"
+_NAMES = rf"\(\s*{_NAME}(?:\s*,\s*{_NAME})+\s*\)"
+_ASSIGNMENT = re.compile(
+    rf"(?P<name>{_FUNCTION}|{_NAMES}|{_NAME}|\\angle\s*[A-Z]{{1,3}}|[A-Z]{{2,3}})\s*"
+    r"(?:=|\\approx(?![a-z]))\s*(?P<value>[^=<>].*)",
+    re.DOTALL,
+)
+_RELATION = re.compile(r"[=<>]|\\(?:leq|geq|lt|gt|neq|in|approx|equiv|subset|sim)(?![a-zA-Z])")
+_SINGLE_NAME = re.compile(_NAME)
+_OPERATED = re.compile(r"[a-zA-Z].*[-+]|[-+].*[a-zA-Z]|[0-9]\s*\*?\s*[a-zA-Z]", re.DOTALL)
+_ORDER = re.compile(r"(<|>|\\leq(?![a-zA-Z])|\\geq(?![a-zA-Z]))")
+_ONE_ARGUMENT = re.compile(rf"{_NAME}\s*\(\s*{_NAME}\s*\)")
+_ELLIPSIS = re.compile(r"\\(?:ldots|dots|cdots|dotsc)(?![a-zA-Z])|\.\.\.|…")
+_PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One level of an answer.
+
+    `kind`: list (no brackets), set, tuple (any of round and square brackets: also
+    intervals and vectors), union, matrix. `items` are the parts as text; a matrix has them row
+    by row and `columns` in each.
+    """
+
+    kind: str
+    items: tuple[str, ...]
+    brackets: str = ""
+    columns: int = 0
+
+    @property
+    def ordered(self) -> bool:
+        """True where position carries meaning."""
+        if self.kind in ("tuple", "matrix", "ratio"):
+            return True
+        return self.kind == "list" and any(map(_ELLIPSIS.search, self.items))
+
+
+def read_shape(text: str) -> Shape | None:
+    """Return the outermost structure of a normalised answer, or None for a single value."""
+    text = _MEMBER.sub("", text).strip()
+    worded = _WORDED.fullmatch(text)
+    text = worded[1] if worded else text
+    matrix = _read_matrix(text)
+    if matrix is not None:
+        return matrix
+    parts = split_top(text, "\\cup")
+    if len(parts) > 1:
+        return Shape("union", parts)
+    for separators in (";", ","):
+        parts = split_top(text, separators)
+        if len(parts) > 1:
+            return Shape("list", parts)
+    parts = split_top(text, ":")
+    if len(parts) > 1 and not _RELATION.search(text):
+        return Shape("ratio", parts)
+    return _read_brackets(text) or _read_plus_minus(text)
+
+
+def _read_matrix(text: str) -> Shape | None:
+    bare = text
+    while len(bare) > 2 and bare[0] in "([" and bare[-1] in ")]" and "\\begin" in bare[:12]:
+        bare = bare[1:-1].strip()
+    match = _MATRIX.fullmatch(bare)
+    if match is not None and "\\begin" not in match["body"]:
+        if match["env"] == "vmatrix":
+            return None  # a determinant is a number
+        cells = [row.split("&") for row in _split_rows(match["body"])]
+        return _matrix([[cell.strip() for cell in row] for row in cells])
+    match = _CASES.fullmatch(bare)
+    if match is not None and "\\begin" not in match["body"]:
+        rows = [row.replace("&", " ").strip(" ,;") for row in _split_rows(match["body"])]
+        return Shape("list", tuple(rows)) if len(rows) > 1 else None
+    match = _MATRIX_CALL.fullmatch(text)
+    return as_matrix(_read_brackets(match["body"])) if match is not None else None
+
+
+def _split_rows(body: str) -> list[str]:
+    body = body.replace("\\hline", "")
+    return [row.strip() for row in _ROWS.split(body) if row.strip()]
+
+
+def _matrix(rows: list[list[str]]) -> Shape | None:
+    widths = {len(row) for row in rows}
+    if len(widths) != 1:
+        return None
+    return Shape("matrix", tuple(cell for row in rows for cell in row), columns=widths.pop())
+
+
+def as_matrix(shape: Shape | None) -> Shape | None:
+    """Read `[[1,2],[3,4]]` as a matrix. None where the shape is no list of equal rows."""
+    if shape is None or shape.kind != "tuple" or shape.brackets != "[]":
+        return None
+    rows = [_read_brackets(item) for item in shape.items]
+    if any(row is None or row.brackets != "[]" for row in rows):
+        return None
+    return _matrix([list(row.items) for row in rows if row is not None])
+
+
+def _read_brackets(text: str) -> Shape | None:
+    for opening, closing, kind in (
+        ("\\{", "\\}", "set"),
+        ("\\langle", "\\rangle", "tuple"),
+        ("{", "}", "set"),
+        ("(", ")", "tuple"),
+        ("[", "]", "tuple"),
+        ("(", "]", "tuple"),
+        ("[", ")", "tuple"),
+    ):
+        if text.startswith(opening) and _closes_at_end(text, opening, closing):
+            inside = text[len(opening) : len(text) - len(closing)].strip()
+            brackets = "<>" if "angle" in opening else opening[-1] + closing[-1]
+            return _bracketed(inside, brackets, kind, opening)
+    return None
+
+
+def _bracketed(inside: str, brackets: str, kind: str, opening: str) -> Shape | None:
+    if not inside:
+        return Shape(kind, (), brackets) if kind == "set" or brackets == "[]" else None
+    if kind == "set" and re.search(r"\||\\(?:mid|vert|colon)(?![a-z])|:", inside):
+        return None  # set-builder notation
+    parts = split_top(inside, ",")
+    if len(parts) == 1:
+        parts = split_top(inside, ";")
+    if len(parts) > 1:
+        return Shape(kind, parts, brackets)
+    if opening == "{":  # TeX braces group; only with a comma do they stand for a set
+        return read_shape(inside)
+    if opening == "(":
+        return Shape(kind, (inside.rstrip(", "),), brackets) if inside.endswith(",") else None
+    single = _read_plus_minus(inside) if kind == "set" else None
+    return Shape(kind, single.items if single else (inside,), brackets)
+
+
+def _closes_at_end(text: str, opening: str, closing: str) -> bool:
+    """Say whether the bracket that opens the text is the one that closes at its end."""
+    if not text.endswith(closing):
+        return False
+    depth = 0
+    last = len(text) - 1
+    for position, char in enumerate(text):
+        if opening == "\\langle":
+            depth += text.startswith("\\langle", position) - text.startswith("\\rangle", position)
+            if depth == 0:
+                return position == len(text) - len(closing)
+        else:
+            depth += (char in _OPEN) - (char in _CLOSE)
+            if depth == 0 and char in _CLOSE:
+                return position == last
+    return False
+
+
+def _read_plus_minus(text: str) -> Shape | None:
+    r"""Read `a \pm b` as its two values."""
+    if len(_PLUS_MINUS.findall(text)) != 1 or _RELATION.search(text.partition("=")[2]):
+        return None
+    plus = _PLUS_MINUS.sub("+", text).replace("\\mp", "-")
+    minus = _PLUS_MINUS.sub("-", text).replace("\\mp", "+")
+    return Shape("list", (_unsigned(plus), _unsigned(minus)))
+
+
+def _unsigned(text: str) -> str:
+    return text.removeprefix("+").strip()
+
+
+def expand(shape: Shape) -> Shape:
+    r"""Replace items of a list or set that hold a `\pm` by their two values."""
+    if shape.kind not in ("list", "set") or not any("\\pm" in item for item in shape.items):
+        return shape
+    items: list[str] = []
+    for item in shape.items:
+        both = _read_plus_minus(item)
+        items += both.items if both is not None else (item,)
+    return replace(shape, items=tuple(items))
+
+
+def split_top(text: str, separator: str) -> tuple[str, ...]:
+    """Split at a separator outside of all brackets; for "," also at `and` and `or`.
+
+    With "or", only at that word. Empty parts are dropped, so `1, 2, and 3` has three.
+    """
+    parts: list[str] = []
+    depth = start = position = 0
+    words = _JOINING.get(separator)
+    while position < len(text):
+        char = text[position]
+        length = 0
+        if char == "\\":
+            depth += text.startswith(("\\begin{", "\\langle"), position)
+            depth -= text.startswith(("\\end{", "\\rangle"), position)
+        if depth == 0:
+            if separator != "or" and text.startswith(separator, position):
+                length = len(separator)
+            elif words is not None and (match := words.match(text, position)):
+                length = match.end() - position
+        if length:
+            parts.append(text[start:position])
+            start = position = position + length
+            continue
+        depth += (char in _OPEN) - (char in _CLOSE)
+        position += 1
+    parts.append(text[start:])
+    return tuple(part.strip() for part in parts if part.strip(" ~"))
+
+
+def split_assignment(text: str) -> tuple[str, str] | None:
+    """Return (name, value) of `x = 5`, `f(x) = 2x`, `(p,q) = (3,2)`; None for other equations."""
+    match = _ASSIGNMENT.fullmatch(text)
+    if match is not None:
+        return None if _RELATION.search(match["value"]) else (key(match["name"]), match["value"])
+    value, equals, name = text.partition("=")
+    if equals and _SINGLE_NAME.fullmatch(name.strip()) and not re.search("[a-zA-Z=<>]", value):
+        return key(name.strip()), value.strip()  # 2 = x
+    return None
+
+
+def unfold(text: str) -> str:
+    """Write `(x,y) = (1,2)` as `x = 1, y = 2`; other texts stay as they are."""
+    assignment = split_assignment(text)
+    if assignment is None or not assignment[0].startswith("("):
+        return text
+    names, values = _read_brackets(assignment[0]), _read_brackets(assignment[1])
+    if names is None or values is None or len(names.items) != len(values.items):
+        return text
+    return ", ".join(f"{n} = {v}" for n, v in zip(names.items, values.items, strict=True))
+
+
+def same_left_side(first: str, second: str) -> tuple[str, str] | None:
+    """Return the right sides of two equations whose left sides are spelled alike, or None."""
+    if first.count("=") != 1 or second.count("=") != 1 or any("," in t for t in (first, second)):
+        return None
+    (left, _, value), (other, _, other_value) = first.partition("="), second.partition("=")
+    alike = key(left) == key(other) and re.search("[a-zA-Z]", left)
+    return (value.strip(), other_value.strip()) if alike and not has_order(first + second) else None
+
+
+def is_equation(text: str) -> bool:
+    """Say whether a text equates more than a name with a value: `2x + z = 1`."""
+    left, equals, _ = text.partition("=")
+    return bool(equals) and split_assignment(text) is None and bool(_OPERATED.search(left))
+
+
+def as_intervals(text: str) -> str:
+    """Write inequalities for one variable, joined by "or", as a union of intervals.
+
+    Texts that are anything else stay as they are.
+    """
+    parts = split_top(text, "or")
+    intervals = [_as_interval(part) for part in parts]
+    if not all(intervals) or len({name for name, _ in filter(None, intervals)}) != 1:
+        return text
+    return " \\cup ".join(interval for _, interval in filter(None, intervals))
+
+
+def _as_interval(text: str) -> tuple[str, str] | None:
+    sides = _ORDER.split(text)  # value, sign, value, ...
+    values, signs = [side.strip() for side in sides[::2]], sides[1::2]
+    names = [i for i, value in enumerate(values) if _SINGLE_NAME.fullmatch(value)]
+    if len(names) != 1 or len(values) not in (2, 3):
+        return None
+    if any(sign.startswith(">") or "geq" in sign for sign in signs):
+        if any(sign.startswith("<") or "leq" in sign for sign in signs):
+            return None
+        values, signs, names = values[::-1], signs[::-1], [len(values) - 1 - names[0]]
+    index = names[0]
+    low = values[index - 1] if index else "-\\infty"
+    high = values[index + 1] if index + 1 < len(values) else "\\infty"
+    if len(values) == 3 and index != 1:
+        return None
+    left = "[" if index and "eq" in signs[index - 1] else "("
+    right = "]" if index < len(signs) and "eq" in signs[index] else ")"
+    return values[index], f"{left}{low}, {high}{right}"
+
+
+def has_relation(text: str) -> bool:
+    """Say whether a text holds an equals, order or membership sign."""
+    return bool(_RELATION.search(text))
+
+
+def has_order(text: str) -> bool:
+    """Say whether a text holds an inequality sign."""
+    return bool(_ORDER.search(text))
+
+
+def same_role(first: str, second: str) -> bool:
+    """Say whether two names stand for the same thing: `y` and `f(x)` both name a function."""
+    pair = {first, second}
+    return len(pair) == 1 or ("y" in pair and any(map(_ONE_ARGUMENT.fullmatch, pair)))

@@ -1,0 +1,74 @@
+r"""Units at the end of an answer: `\text{...}`, degrees, and bare words after a number."""
+
+from __future__ import annotations
+
+import re
+
+from mathenv.grading.policy import GradePolicy
+
+_MAX_CHARS = 120  # the patterns take quadratic time
+
+WRAPPED_UNIT = re.compile(
+    r"\s*(?:\\(?:text|textnormal|textrm|textit|textbf|mbox|mathrm|mathit|rm|operatorname)\s*)"
+    r"\{([^{}]*)\}\s*(?:\^\s*\{?\s*(-?[0-9])\s*\}?)?$"
+)
+# `95{minutes}` is what some normalisers leave of `95\text{minutes}`.
+_BRACED_UNIT = re.compile(r"(?<=[0-9])\s*\{\s*([a-zA-Z][a-zA-Z ]*)\}\s*(?:\^\s*\{?[0-9]\}?)?$")
+_DEGREES = re.compile(r"\s*\^\\circ$")
+# Words that change the value, or that name one of two possible answers, are not units.
+_NOT_A_UNIT = re.compile(
+    r"hundred|thousand|million|billion|trillion|dozen|percent|half|halves|third|quarter|fourths?\b|"
+    r"fifths?\b|sixths?\b|sevenths?\b|eighths?\b|ninths?\b|tenths?\b|base|"
+    r"\b[ap]\.?\s?m\b|\b(?:and|or|i|e|to|mod|modulo|plus|minus|times|over|by|squared|cubed|choose|"
+    r"factorial|root|pi|infinity|negative|if|for|when|where|less|more|than|not|sin|cos|tan|cot|sec|"
+    r"csc|log|ln|exp|sqrt|arcsin|arccos|arctan|score|gross)\b",
+    re.IGNORECASE,
+)
+# Known units may stand right behind the number or closing brace (`10cm`).
+_KNOWN_UNITS = (
+    "square|cubic|sq|cu|units?|degrees?|radians?|dollars?|cents?|euros?|yuan|USD|inch(?:es)?|feet|"
+    "foot|ft|yards?|yd|miles?|mi|met(?:er|re)s?|(?:centi|milli|kilo|deci)met(?:er|re)s?|cm|mm|km|"
+    "nm|dm|(?:kilo|milli)?grams?|kg|mg|pounds?|lbs?|ounces?|oz|tons?|tonnes?|(?:milli)?lit(?:er|re)s?|"
+    "ml|mL|gallons?|quarts?|pints?|cups?|m/s|km/h|ft/s|mi/h|m/min|mph|kph|seconds?|secs?|minutes?|"
+    "mins?|hours?|hrs?|days?|weeks?|months?|years?|per|people|students?|points?|pts?|ways?|men|"
+    "women|boys|girls|eggs?|cars?|bags?|pens?|cats?|dogs?|cows?|bees?|ants?|toys?|hats?|pies?|"
+    "jars?|tins?|cans?|keys?|rows?|sets?|ages?"
+)
+# Any other word must be separate and have four letters: `3 abc` is a product.
+_BARE_UNIT = re.compile(
+    rf"(?<=[0-9}}.])\s*(?:(?:(?<![a-zA-Z])(?:{_KNOWN_UNITS})(?![a-zA-Z])"
+    rf"|(?<=[\s/])[a-zA-Z][a-zA-Z'-]{{3,}})(?:\s*\^\s*\{{?[0-9]\}}?|[²³])?\s*/?\s*)+\.?$"
+)
+
+
+def split_unit(text: str) -> tuple[str, str]:
+    """Return the text without its unit, and the unit's words in lower case ("" for none)."""
+    if len(text) > _MAX_CHARS or not (text[-1:].isalpha() or text[-1:] in "}²³.^0123456789"):
+        return text, ""
+    for pattern in (WRAPPED_UNIT, _BRACED_UNIT):
+        match = pattern.search(text)
+        if match:
+            if _NOT_A_UNIT.search(match.group(1)) or not text[: match.start()].strip():
+                return text, ""
+            return text[: match.start()], _canonical(match.group())
+    bare = _DEGREES.sub("", text)
+    if bare != text:
+        return bare, "degree"
+    match = _BARE_UNIT.search(text)
+    if match is None or not match.group().strip(" .") or _NOT_A_UNIT.search(match.group()):
+        return text, ""
+    return text[: match.start()], _canonical(match.group())
+
+
+def units_agree(gold: str, answer: str, policy: GradePolicy) -> bool:
+    """Compare two units as `split_unit` gives them, under `policy.units`."""
+    if policy.units == "strip" or gold == answer:
+        return True
+    return policy.units == "agree" and not (gold and answer)
+
+
+def _canonical(unit: str) -> str:
+    """Return the letters of a unit without markup, plural and case."""
+    unit = re.sub(r"\\[a-z]+", " ", unit.lower())
+    words = re.findall(r"[a-z]+", unit)
+    return " ".join(word.rstrip("s") if len(word) > 2 else word for word in words)
