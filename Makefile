@@ -4,13 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format setup clean
+.PHONY: demo test test-engines lint format setup clean
 
 demo: setup
 	$(BIN)/mathenv demo --out runs/demo
 
 test: setup lint
-	$(BIN)/pytest -q -n 2
+	$(BIN)/pytest -q -n 2 -m 'not slow'
+
+# The slow tests, then what pip alone cannot bring: each script installs and starts an engine and
+# runs the tests that need it, or says aloud why it cannot here.
+test-engines: setup
+	$(BIN)/pytest -q -m slow
+	set -e; for script in tests/engines/*.sh; do $$script $(BIN); done
 
 lint: setup
 	$(BIN)/ruff check .

@@ -26,16 +26,19 @@ def save_checkpoint(
     manifest: dict[str, Any],
     state: dict[str, Any] | None = None,
 ) -> None:
-    """Write weights, tokenizer, manifest and optionally the trainer's state, atomically."""
+    """Write weights, tokenizer, manifest and optionally the trainer's state, atomically.
+
+    The weights come last: what a killed process leaves behind lacks them, and nothing loads it.
+    """
     partial = path.with_name(f".{path.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     if state is not None:
         torch.save(state, partial / _STATE)
+    model.save_pretrained(partial)
     # A folder cannot be replaced by renaming, so an old one steps aside whole.
     replaced = path.with_name(f".{path.name}.replaced")
     if path.exists():
@@ -43,6 +46,17 @@ def save_checkpoint(
         path.rename(replaced)
     partial.rename(path)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def check_finished(path: Path) -> None:
+    """Refuse the folder of a checkpoint that was being written when its process ended.
+
+    Raises:
+        DataError: it is one; the message names the finished ones beside it.
+    """
+    if path.name.startswith(".") and path.suffix in (".partial", ".replaced"):
+        finished = ", ".join(p.name for _, p in step_folders(path.parent)) or "none"
+        raise DataError(f"{path} is an unfinished checkpoint; finished beside it: {finished}")
 
 
 def load_state(path: Path) -> dict[str, Any]:

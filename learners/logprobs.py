@@ -1,98 +1,109 @@
-"""Summed log-probabilities at the masked positions, and nowhere else.
+"""Log-probabilities at the masked positions, and nowhere else.
 
 Attention sees every token; the language-model head is applied only at positions whose
 next token is a target, so observation tokens have exactly zero gradient through their
-own targets and the vocabulary-sized logits stay small.
+own targets and the vocabulary-sized logits stay small. How sequences lie in memory is in
+`batching`, attention without padding in `attention`, the head in `head`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from learners.attention import can_pack, packed_forward, prepare
+from learners.batching import TokenBatch, micro_batches
+from learners.head import logits_to_logps, target_logps
 from learners.preferences import Example, Sample
+from mathenv.errors import TrainingError
 
 # Configurations whose head does more than a matrix product. Soft-capping is applied
 # here; the others are rare and take the slow road over the model's own logits.
 _SCALED_HEADS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 
 
-@dataclass(frozen=True, slots=True)
-class TokenBatch:
-    """Right-padded sequences. `ids`, `targets`: (n, length).
+def token_logps(model: Any, samples: Sequence[Sample], *, packed: bool | None = None) -> Tensor:
+    """Return `log pi(ids[t] | ids[:t])` at each sample's targets, sample after sample.
 
-    `targets[i, t]` says that token `t + 1` is a target predicted at position `t`. There
-    is no padding mask: padding stands to the right, where causal attention never looks.
+    Shape: (targets of all samples,). float32, or float64 for such a model. `packed` overrides
+    what `can_pack` says of the model.
     """
-
-    ids: Tensor
-    targets: Tensor
-
-    @staticmethod
-    def of(samples: Sequence[Sample], device: torch.device | str = "cpu") -> TokenBatch:
-        longest = max(len(s.ids) for s in samples)
-        ids = torch.zeros(len(samples), longest, dtype=torch.long)
-        targets = torch.zeros(len(samples), longest, dtype=torch.bool)
-        for row, sample in enumerate(samples):
-            n = len(sample.ids)
-            ids[row, :n] = torch.tensor(sample.ids)
-            targets[row, : n - 1] = torch.tensor(sample.mask[1:])
-        return TokenBatch(ids.to(device), targets.to(device))
+    prepare(model)
+    config = model.config.get_text_config()
+    if can_pack(model) if packed is None else packed:
+        batch = TokenBatch.packed(samples, model.device)
+        assert batch.positions is not None
+        assert batch.segments is not None
+        hidden = packed_forward(model, batch.ids, batch.positions, batch.segments)
+    else:
+        batch = TokenBatch.padded(samples, model.device)
+        if any(getattr(config, name, None) for name in _SCALED_HEADS):
+            logits = model(input_ids=batch.ids, use_cache=False).logits
+            return logits_to_logps(logits.flatten(0, 1)[batch.rows], batch.tokens)
+        hidden = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
+    softcap = getattr(config, "final_logit_softcapping", None)
+    hidden = hidden.flatten(0, 1)[batch.rows]
+    return target_logps(model.get_output_embeddings(), hidden, batch.tokens, softcap)
 
 
 def summed_logps(model: Any, samples: Sequence[Sample]) -> Tensor:
-    """Return `sum_t log pi(ids[t] | ids[:t])` over each sample's mask. Shape: (n,), float32."""
-    batch = TokenBatch.of(samples, model.device)
-    logits = _logits_at(model, batch)
-    row, position = batch.targets.nonzero(as_tuple=True)
-    tokens = batch.ids[row, position + 1]
-    logps = logits.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
-    return logps.new_zeros(len(samples)).index_add(0, row, logps)
+    """Return `sum_t log pi(ids[t] | ids[:t])` over each sample's targets. Shape: (n,).
 
-
-def _logits_at(model: Any, batch: TokenBatch) -> Tensor:
-    """Return logits at the target positions only. Shape: (targets, vocabulary)."""
-    config = model.config.get_text_config()
-    if any(getattr(config, name, None) for name in _SCALED_HEADS):
-        return model(input_ids=batch.ids, use_cache=False).logits[batch.targets]
-    hidden = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state[batch.targets]
-    logits = model.get_output_embeddings()(hidden)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
-def micro_batches(examples: Sequence[Example], budget: int) -> Iterator[list[Example]]:
-    """Yield groups of whole examples whose padded size stays within `budget` tokens.
-
-    Longest first, so that padding is small; an example over the budget stands alone.
+    Where a sample has weights they multiply the terms.
     """
-    group: list[Example] = []
-    longest = rows = 0
-    for example in sorted(examples, key=_length, reverse=True):
-        longest_then = max(longest, _length(example))
-        rows_then = rows + len(example.samples)
-        if group and longest_then * rows_then > budget:
-            yield group
-            group, longest_then, rows_then = [], _length(example), len(example.samples)
-        group.append(example)
-        longest, rows = longest_then, rows_then
-    if group:
-        yield group
-
-
-def _length(example: Example) -> int:
-    return max(len(s.ids) for s in example.samples)
+    logps = token_logps(model, samples)
+    if any(s.weights for s in samples):
+        logps = logps * logps.new_tensor([w for s in samples for w in s.weights or [1] * s.targets])
+    counts = torch.tensor([s.targets for s in samples], device=logps.device)
+    row = torch.arange(len(samples), device=logps.device).repeat_interleave(counts)
+    # In float32 one rounding of a sum of -3000 is 2e-4; a running sum makes hundreds of them.
+    sums = logps.new_zeros(len(samples), dtype=torch.float64).index_add(0, row, logps.double())
+    return sums.to(logps.dtype)
 
 
 @torch.no_grad()
-def reference_logps(model: Any, examples: Sequence[Example], *, budget: int) -> dict[Sample, float]:
-    """Return the summed log-probability of every sample under a frozen model, once."""
-    found: dict[Sample, float] = {}
-    for group in micro_batches(examples, budget):
-        samples = [s for e in group for s in e.samples]
-        found |= zip(samples, summed_logps(model, samples).tolist(), strict=True)
+def reference_logps(
+    model: Any, examples: Sequence[Example], *, budget: int, per_token: bool = False
+) -> dict[Sample, Tensor]:
+    """Return the log-probability of every sample and control under a frozen model, once.
+
+    A value is the sum over targets, shape (1,), or one per target, shape (targets,).
+
+    Raises:
+        TrainingError: log-probs are not finite; the message names the trajectories. In a loss
+            it would not show: DPO's is 0 where the reference rules out the chosen side.
+    """
+    samples = {s for e in examples for s in e.samples}
+    controls = dict.fromkeys(e.control for e in examples if e.control)
+    extra = [Example((c,)) for c in controls if c not in samples]
+    evaluate = token_logps if per_token else summed_logps
+    found: dict[Sample, Tensor] = {}
+    broken: list[str] = []
+    for group in micro_batches([*examples, *extra], budget, packed=can_pack(model)):
+        batch = [s for e in group for s in e.samples]
+        logps = evaluate(model, batch)
+        broken += not_finite(logps, batch)
+        found |= zip(batch, _by_sample(logps, batch), strict=True)
+    if broken:
+        raise TrainingError(
+            f"a frozen model gives log-probs that are not finite to {', '.join(broken[:3])}"
+            f"{' and others' if len(broken) > 3 else ''}: its weights are broken, or it rules "
+            "out a token that was sampled"
+        )
     return found
+
+
+def not_finite(logps: Tensor, samples: Sequence[Sample]) -> list[str]:
+    """Name the samples with a log-prob that is not finite, of one per sample or per target."""
+    if logps.isfinite().all():
+        return []
+    parts = zip(samples, _by_sample(logps, samples), strict=True)
+    return [sample.key for sample, part in parts if not part.isfinite().all()]
+
+
+def _by_sample(logps: Tensor, samples: Sequence[Sample]) -> tuple[Tensor, ...]:
+    summed = len(logps) == len(samples)
+    return logps.split([1 if summed else s.targets for s in samples])

@@ -1,13 +1,15 @@
-"""Losses as pure functions of summed log-probabilities. Natural logarithms throughout.
+"""Losses as pure functions of log-probabilities. Natural logarithms throughout.
 
-Shapes: every argument and result is `(n,)`, one value per pair or per sequence, so a
-caller can average over any number of micro-batches exactly. A summed log-probability is
-`sum_t log pi(token_t | before)` over the positions a learner's mask selects: action
-tokens only for the multi-turn losses, which makes `sum_h log pi(a_h | s_h)` of them.
+Shapes: every tensor argument and result is `(n,)`, one value per pair, per sequence or (for
+the clipped policy gradient) per token, so a caller can average over any number of
+micro-batches exactly. A summed log-probability is `sum_t log pi(token_t | before)` over the
+positions a learner's mask selects: action tokens only for the multi-turn losses, which
+makes `sum_h log pi(a_h | s_h)` of them.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -33,6 +35,64 @@ def dpo(
     """
     log_ratio = (chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps)
     return -F.logsigmoid(eta * log_ratio + margin)
+
+
+def kto(
+    logps: Tensor,
+    ref_logps: Tensor,
+    desirable: Tensor,
+    *,
+    eta: float,
+    z0: Tensor | float = 0.0,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """KTO loss; with action-only log-probs it is M-KTO (arXiv 2409.02392, equation 15).
+
+    `lambda_y - v = lambda_y * (1 - sigmoid(+-eta * (r - z0)))` with `r = log pi - log pi_ref`,
+    plus where `desirable` (bool). As printed, the equation multiplies r by eta twice and z0
+    once; the authors' code, TRL and KTO itself (arXiv 2402.01306, equation 7) have one eta
+    in front of the difference, and so has this.
+    """
+    gain = eta * (logps - ref_logps - z0)
+    good = desirable_weight * torch.sigmoid(-gain)
+    bad = undesirable_weight * torch.sigmoid(gain)
+    return torch.where(desirable, good, bad)
+
+
+def ipo(chosen_ratios: Tensor, rejected_ratios: Tensor, *, eta: float) -> Tensor:
+    """IPO loss (arXiv 2310.12036, equation 17): `(r_w - r_l - 1 / (2 eta))^2`.
+
+    The ratios are token means of `log pi - log pi_ref`, without which the square would grow
+    with the length. TRL normalises in the same way and reports that the authors did.
+    """
+    return (chosen_ratios - rejected_ratios - 1 / (2 * eta)).square()
+
+
+def simpo(chosen_means: Tensor, rejected_means: Tensor, *, eta: float, gamma: float) -> Tensor:
+    """SimPO loss (arXiv 2405.14734, equation 6): `-log sigmoid(eta * (m_w - m_l) - gamma)`.
+
+    `m` is the token mean of `log pi`; there is no reference model.
+    """
+    return -F.logsigmoid(eta * (chosen_means - rejected_means) - gamma)
+
+
+def clipped_policy_gradient(
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
+) -> Tensor:
+    """PPO's clipped surrogate per token, negated (GRPO: arXiv 2402.03300, equation 3).
+
+    `-min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A)` with `rho = pi / pi_old`.
+    """
+    ratio = (logps - old_logps).exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """Estimate KL(pi, pi_ref) per token, unbiased and never negative (2402.03300, equation 4)."""
+    difference = ref_logps - logps
+    return difference.exp() - difference - 1
 
 
 def implicit_reward(logps: Tensor, ref_logps: Tensor, *, eta: float) -> Tensor:

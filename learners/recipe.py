@@ -9,17 +9,19 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import cattrs
-from cattrs.errors import BaseValidationError
+from cattrs.errors import BaseValidationError, IterableValidationError, IterableValidationNote
+from cattrs.gen import make_dict_structure_fn, override
 from cattrs.v import format_exception
 
 from agents.tiny import TinyConfig
 from learners.iterate import IterateConfig, Method
-from learners.learner import learner_names
+from learners.learner import LearnerConfig, learner_names, settings_type
 from learners.train import TrainConfig
 from mathenv.errors import ConfigError
 
@@ -31,7 +33,10 @@ class ProblemsConfig:
     Args:
         source: a registered name (`words`, `gsm8k`, `math`) or a JSONL path.
         data: local folder or file with the rows; without it the hub is asked.
-        demonstrations: training problems whose reference solutions are shown (SFT).
+        demonstrations: training problems whose reference solutions are shown (SFT), or how
+            many trajectories of `demonstration_file` are.
+        demonstration_file: trajectories to show instead, as `mathenv convert` writes them.
+            Wrong ones are skipped; tokens are made with the model's own template.
         direct_share: by level, the share of demonstrations that answer at once, without
             the tool. Data sets hold such solutions; a small model that imitates them guesses.
         prompts: further training problems, answers only, split over the iterations.
@@ -44,6 +49,7 @@ class ProblemsConfig:
     source: str = "words"
     data: str | None = None
     demonstrations: int = 1500
+    demonstration_file: str | None = None
     direct_share: dict[str, float] = field(default_factory=dict)
     prompts: int = 900
     validation: int = 200
@@ -58,8 +64,9 @@ class Recipe:
     Args:
         model: a folder or hub id, or "tiny" for the embedded default made on the spot.
         tiny: shape of the embedded model, where it is used.
-        sft: supervised fine-tuning on the demonstrations; its last checkpoint starts the
-            loop and the one before is the first mixture's second member.
+        sft: supervised fine-tuning on the demonstrations; its last checkpoint starts the loop.
+        first_previous: how many checkpoints before the last one of SFT the first mixture's
+            second member is (0: the same policy).
         learner: name of the learner, see `learners.learner_names()`.
         methods: settings by learner's name; a learner without an entry has the defaults.
         threads: torch threads; results are repeatable for a fixed number.
@@ -70,6 +77,7 @@ class Recipe:
     tiny: TinyConfig = field(default_factory=TinyConfig)
     problems: ProblemsConfig = field(default_factory=ProblemsConfig)
     sft: TrainConfig = field(default_factory=TrainConfig)
+    first_previous: int = 1
     learner: str = "mdpo"
     iterate: IterateConfig = field(default_factory=IterateConfig)
     methods: dict[str, Method] = field(default_factory=dict)
@@ -119,7 +127,36 @@ def _converter() -> cattrs.Converter:
     # cattrs alone would turn 2.7 epochs into 2 and any value into text.
     for kind, accepted in ((bool, bool), (int, int), (float, (int, float)), (str, str)):
         converter.register_structure_hook(kind, _strict(accepted))
+    methods = dict[str, Method]
+    converter.register_structure_hook_func(lambda kind: kind == methods, _methods(converter))
     return converter
+
+
+def _methods(converter: cattrs.Converter) -> Callable[[Any, type], dict[str, Method]]:
+    """Structure each learner's settings as that learner's own type."""
+
+    def structure(rows: Any, _: type) -> dict[str, Method]:
+        found, errors = {}, []
+        for name, row in rows.items():
+            kind = settings_type(name) if name in learner_names() else LearnerConfig
+            hook = partial(_as, converter, kind)
+            method = make_dict_structure_fn(
+                Method, converter, _cattrs_forbid_extra_keys=True, loss=override(struct_hook=hook)
+            )
+            try:
+                found[name] = method({"loss": {}, **row}, Method)
+            except Exception as error:
+                error.add_note(IterableValidationNote(f"in {name!r}", name, Method))
+                errors.append(error)
+        if errors:
+            raise IterableValidationError("methods", errors, dict[str, Method])
+        return found
+
+    return structure
+
+
+def _as(converter: cattrs.Converter, kind: type[LearnerConfig], value: Any, _: type) -> Any:
+    return converter.structure(value, kind)
 
 
 def _strict(accepted: type | tuple[type, ...]) -> Callable[[Any, type], Any]:

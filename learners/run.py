@@ -14,6 +14,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -30,7 +31,10 @@ from learners.learner import make_learner
 from learners.recipe import ProblemsConfig, Recipe
 from learners.reporter import Reporter
 from learners.train import Stage, train
+from mathenv.env import shared_interpreter
 from mathenv.errors import ConfigError
+from mathenv.grading import STRICT
+from mathenv.interpreter import Limits
 from mathenv.manifest import environment
 from mathenv.problems import load_problems
 from mathenv.store import TrajectoryStore, read_trajectories, write_atomic
@@ -62,7 +66,8 @@ def problem_sets(config: ProblemsConfig) -> ProblemSets:
     Raises:
         ConfigError: the source has too few, or one problem would be in two sets.
     """
-    wanted = config.demonstrations + config.prompts
+    shown = 0 if config.demonstration_file else config.demonstrations
+    wanted = shown + config.prompts
     own_validation = _has_validation(config.source)
     extra = 0 if own_validation else config.validation
     train_set = _load(config, "train", wanted + extra)
@@ -75,8 +80,8 @@ def problem_sets(config: ProblemsConfig) -> ProblemSets:
             "Give a folder with train.jsonl and test.jsonl, not one file"
         )
     return ProblemSets(
-        demonstrations=train_set[: config.demonstrations],
-        prompts=train_set[config.demonstrations : wanted],
+        demonstrations=train_set[:shown],
+        prompts=train_set[shown:wanted],
         validation=validation or train_set[wanted:],
         test=test,
     )
@@ -115,7 +120,13 @@ def prepare(run: Path, recipe: Recipe) -> None:
                 "choose another run folder or remove this one"
             )
         return
-    write_atomic(file, json.dumps({"recipe": wanted, "environment": environment()}, indent=1))
+    manifest = {
+        "recipe": wanted,
+        "environment": environment(),
+        "interpreter": shared_interpreter("local", Limits()).description,
+        "grading": STRICT.record(),
+    }
+    write_atomic(file, json.dumps(manifest, indent=1))
 
 
 def fine_tune(run: Path, recipe: Recipe, sets: ProblemSets, reporter: Reporter) -> Start:
@@ -135,7 +146,8 @@ def fine_tune(run: Path, recipe: Recipe, sets: ProblemSets, reporter: Reporter) 
     # After `done` is written: a run killed in between must not find states half dropped.
     for path in checkpoints:
         drop_state(path)
-    return Start(checkpoints[-1], checkpoints[-2:][0], demonstrations)
+    previous = checkpoints[-1 - recipe.first_previous :][0]
+    return Start(checkpoints[-1], previous, demonstrations)
 
 
 def run_iterations(
@@ -168,7 +180,25 @@ def _demonstrations(
     recipe: Recipe,
     reporter: Reporter,
 ) -> list[Trajectory]:
-    """Reference solutions as trajectories: real interpreter output, tokens as rendered."""
+    """Return the recipe's demonstrations, or else reference solutions, with tokens as rendered."""
+    given = recipe.problems.demonstration_file
+    file = Path(given) if given else _play_solutions(folder, problems, recipe, reporter)
+    renderer = ChatRenderer(load_tokenizer(base))
+    right = (t for t in read_trajectories(file) if t.grade.correct)
+    wanted = recipe.problems.demonstrations if given else None
+    found = [
+        replace(t, tokens=renderer.record_turns(t.problem.question, t.turns))
+        for t in islice(right, wanted)
+    ]
+    if wanted is not None and len(found) < wanted:
+        raise ConfigError(f"{file} has {len(found)} right demonstrations, {wanted} are needed")
+    return found
+
+
+def _play_solutions(
+    folder: Path, problems: Sequence[Problem], recipe: Recipe, reporter: Reporter
+) -> Path:
+    """Write reference solutions as trajectories, with real interpreter output."""
     file = folder / "demonstrations.jsonl"
     direct = [p for p in problems if _is_direct(p, recipe.problems)]
     with_tool = [p for p in problems if not _is_direct(p, recipe.problems)]
@@ -188,12 +218,7 @@ def _demonstrations(
                 config,
                 progress=lambda _, done, __: advance(done),
             )
-    renderer = ChatRenderer(load_tokenizer(base))
-    return [
-        replace(t, tokens=renderer.record_turns(t.problem.question, t.turns))
-        for t in read_trajectories(file)
-        if t.grade.correct
-    ]
+    return file
 
 
 def _is_direct(problem: Problem, config: ProblemsConfig) -> bool:

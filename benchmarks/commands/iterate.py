@@ -16,6 +16,7 @@ from benchmarks.report import stage_rows, stage_table
 from benchmarks.tracking import WandbReporter
 from benchmarks.transcript import compare, improved
 from learners.learner import make_learner
+from learners.preflight import require
 from learners.recipe import Recipe, load_recipe
 from learners.reporter import Reporter
 
@@ -31,7 +32,8 @@ class Iterate:
     compared on the same test problems.
 
     Args:
-        recipe: a recipe that ships (tiny) or a TOML file; flags below override it.
+        recipe: a recipe that ships (tiny, mistral-7b-v0.3, ...) or a TOML file; flags below
+            override it.
         out: the run folder.
         learners: which learners to run (default: the recipe's): mdpo, dpo, raft, sft, ...
         seeds: seeds to run (default: the recipe's).
@@ -65,6 +67,7 @@ class Iterate:
         learners = self.learners or (self.settings.learner,)
         for name in learners:
             make_learner(name)  # a wrong name is an error now, not after an hour
+        require(self.settings)
         seeds = self.seeds or (self.settings.seed,)
         reporter: Reporter = LearningReporter()
         if self.wandb:
@@ -106,6 +109,6 @@ def _show(runs: list[LearnerRun], out: Path, seconds: float) -> None:
         title = f"{run.learner}, seed {run.seed}: greedy pass@1 on the test problems"
         console.print(stage_table(stage_rows(run.stages), title))
     console.print(
-        f"{seconds:.0f} s. In {out}: results.md, results.json, curve.png, transcript.txt",
+        f"{seconds:.0f} s. In {out}: report.html, results.md, results.json, curve.png",
         highlight=False,
     )

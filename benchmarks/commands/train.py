@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -14,7 +14,13 @@ from agents.models.transformers import load_tokenizer
 from agents.rendering import ChatRenderer
 from benchmarks.console import ResultConsole
 from benchmarks.learning import LearningReporter
-from learners.learner import Learner, LearnerConfig, make_learner
+from learners.learner import (
+    Learner,
+    LearnerConfig,
+    learner_names,
+    make_learner,
+    settings_type,
+)
 from learners.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError, TrainingError
 from mathenv.store import read_trajectories, write_atomic
@@ -30,11 +36,12 @@ class TrainCommand:
     that was stopped goes on from its last checkpoint when the same command is given again.
 
     Args:
-        learner: mdpo, dpo, sft, raft, or the name of an installed learner.
+        learner: mdpo, mkto, dpo, kto, ipo, simpo, dmpo, stepdpo, grpo, raft, sft, or the
+            name of an installed learner. Its own settings are flags: put it before them.
         trajectories: .jsonl files or the folders that `mathenv collect` wrote.
         policy: model folder to start from.
         out: folder for the checkpoints (step-N) and metrics.jsonl.
-        reference: model folder of the reference model (mdpo and dpo). Left out: the policy.
+        reference: model folder of the reference model (mdpo, dpo, kto, ...). Left out: the policy.
         seed: fixes pairing and the order of training.
         loss: settings of the learner.
         optim: settings of the training loop.
@@ -48,6 +55,19 @@ class TrainCommand:
     seed: int = 0
     loss: LearnerConfig = field(default_factory=LearnerConfig)
     optim: TrainConfig = field(default_factory=TrainConfig)
+
+    @classmethod
+    def defaults(cls, words: list[str]) -> TrainCommand:
+        """Return what flags override: the settings that the named learner has."""
+        name = next((word for word in words if word in learner_names()), None)
+        missing: Any = tyro.MISSING
+        return cls(
+            learner=missing,
+            trajectories=missing,
+            policy=missing,
+            out=missing,
+            loss=settings_type(name)() if name else LearnerConfig(),
+        )
 
     def run(self) -> None:
         """Select examples, say which, train, and print the checkpoints."""

@@ -1,12 +1,12 @@
 """What every registered learner must do, ours and third parties'."""
 
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
-from learners import LearnerConfig, learner_names, make_learner
+from learners import LearnerConfig, LogProbs, learner_names, make_learner
 from learners.preferences import PairRules
 from mathenv.errors import TrainingError
 from mathenv.types import (
@@ -24,26 +24,35 @@ from mathenv.types import (
 pytestmark = pytest.mark.parametrize("name", learner_names())
 
 CONFIG = LearnerConfig(eta=0.3, nll_coef=0.2, pairs=PairRules(per_problem=2))
+SINGLE_TURN = {"dpo", "kto"}
 
 
 def trajectory(problem, sample, correct):
-    rng = random.Random(f"{problem}/{sample}")
-    kinds = ("prompt", "sampled", "scaffold", "observation", "scaffold", "sampled")
-    spans, start = [], 0
-    for index, kind in enumerate(kinds):
-        end = start + rng.randint(1, 5)
-        spans.append(Span(SpanKind(kind), int(index > 4), start, end))
-        start = end
+    """Three turns; samples of a problem have the prompt in common, and each two the first turn."""
+    turns = [(0, "sampled"), (0, "scaffold"), (0, "observation"), (0, "scaffold")]
+    turns += [(1, kind) for _, kind in turns] + [(2, "sampled")]
+    parts = [(f"{problem}", 0, "prompt")]
+    parts += [(f"{problem}/{sample // 2 if turn == 0 else sample}", turn, k) for turn, k in turns]
+    ids, spans = [], []
+    for index, (name, turn, kind) in enumerate(parts):
+        rng = random.Random(f"{name}/{index}")
+        start = len(ids)
+        ids += [rng.randrange(99) for _ in range(rng.randint(1, 5))]
+        spans.append(Span(SpanKind(kind), turn, start, len(ids)))
     status = GradeStatus.CORRECT if correct else GradeStatus.INCORRECT
     return Trajectory(
         problem=Problem(problem, f"What is {problem}?", "4"),
         agent="current",
         sample=sample,
         seed=0,
-        turns=(Turn(f"{sample}", "1", "1"), Turn("\\boxed{4}" if correct else "\\boxed{5}")),
+        turns=(
+            Turn(f"{sample}", "1", "1"),
+            Turn("2", "2", "2"),
+            Turn("\\boxed{4}" if correct else "\\boxed{5}"),
+        ),
         stop_reason=StopReason.ANSWERED,
         grade=Grade(correct, status, "4"),
-        tokens=TokenRecord(tuple(rng.randrange(99) for _ in range(start)), tuple(spans)),
+        tokens=TokenRecord(tuple(ids), tuple(spans)),
     )
 
 
@@ -58,13 +67,28 @@ def build(name, trajectories):
     return learner, examples, selection
 
 
-def evaluate(learner, examples, logps=None):
-    count = sum(len(e.samples) for e in examples)
-    if logps is None:
-        logps = -torch.linspace(1, 9, count)
-    logps = logps.clone().requires_grad_()
-    ref = -torch.linspace(2, 8, count) if learner.uses_reference else None
-    return logps, learner.loss(logps, ref, examples)
+def evaluate(learner, examples):
+    """The loss at made-up log-probs, one for each sample or each target."""
+    count = sum(e.targets if learner.per_token else len(e.samples) for e in examples)
+    policy = (-torch.linspace(1, 9, count)).requires_grad_()
+    logps = LogProbs(
+        policy,
+        -torch.linspace(2, 8, count) if learner.uses_reference else None,
+        -torch.linspace(1.1, 8.9, count) if learner.uses_start else None,
+        torch.tensor(0.3) if learner.controls else None,
+    )
+    return logps, learner.loss(logps, examples)
+
+
+def rows(learner, example):
+    """How many log-probs an example takes."""
+    return example.targets if learner.per_token else len(example.samples)
+
+
+def cut(logps, part):
+    """The log-probs of one example."""
+    pieces = (None if x is None else x[part] for x in (logps.policy, logps.reference, logps.start))
+    return LogProbs(*pieces, logps.baseline)
 
 
 def test_it_says_what_it_is(name):
@@ -72,7 +96,11 @@ def test_it_says_what_it_is(name):
     assert learner.name == name
     assert isinstance(learner.uses_reference, bool)
     assert isinstance(learner.from_demonstrations, bool)
-    assert learner.config == CONFIG
+    assert isinstance(learner.per_token, bool)
+    assert isinstance(learner.uses_start, bool)
+    assert learner.controls >= 0
+    for field in fields(CONFIG):
+        assert getattr(learner.config, field.name) == getattr(CONFIG, field.name)
 
 
 def test_examples_are_made_and_accounted_for(name, trajectories):
@@ -95,18 +123,29 @@ def test_examples_do_not_depend_on_order_and_do_on_nothing_else(name, trajectori
     assert counted == selection
 
 
-def test_every_sampled_token_of_an_example_is_a_target_and_the_prompt_never(name, trajectories):
+def test_from_the_first_target_on_every_sampled_token_is_one_and_the_prompt_never(
+    name, trajectories
+):
     by_key = {t.key: t for t in trajectories}
     _, examples, _ = build(name, trajectories)
     for sample in (s for e in examples for s in e.samples):
         tokens = by_key[sample.key].tokens
         assert sample.ids == tokens.ids
-        assert not any(sample.mask[: tokens.prompt_length])
-        pairs = zip(sample.mask, tokens.action_mask, strict=True)
+        first = sample.mask.index(True)
+        assert first in {s.start for s in tokens.spans if s.kind is SpanKind.SAMPLED}
+        assert (first > tokens.prompt_length) == (name == "stepdpo")
+        pairs = zip(sample.mask[first:], tokens.action_mask[first:], strict=True)
         assert all(on for on, sampled in pairs if sampled)
+        assert sample.fingerprint == tokens.fingerprint
+        assert len(sample.weights) in (0, sample.targets)
 
 
-def test_observations_are_targets_of_the_single_turn_baseline_alone(name, trajectories):
+def test_examples_have_a_control_where_the_learner_has_a_baseline(name, trajectories):
+    learner, examples, _ = build(name, trajectories)
+    assert {bool(e.control) for e in examples} == {learner.controls > 0}
+
+
+def test_observations_are_targets_of_the_single_turn_baselines_alone(name, trajectories):
     by_key = {t.key: t for t in trajectories}
     _, examples, _ = build(name, trajectories)
     extra = sum(
@@ -115,7 +154,7 @@ def test_observations_are_targets_of_the_single_turn_baseline_alone(name, trajec
         for s in e.samples
         for on, sampled in zip(s.mask, by_key[s.key].tokens.action_mask, strict=True)
     )
-    assert (extra > 0) == (name == "dpo")
+    assert (extra > 0) == (name in SINGLE_TURN)
 
 
 def test_broken_machinery_and_long_trajectories_enter_nothing(name, trajectories):
@@ -140,8 +179,9 @@ def test_wrong_answers_are_never_made_likelier(name, trajectories):
     logps, output = evaluate(learner, examples)
     output.loss.backward()
     samples = [s for e in examples for s in e.samples]
-    for sample, gradient in zip(samples, logps.grad.tolist(), strict=True):
-        assert gradient < 0 if sample.key in right else gradient > 0
+    counts = [s.targets if learner.per_token else 1 for s in samples]
+    for sample, gradient in zip(samples, logps.policy.grad.split(counts), strict=True):
+        assert (gradient < 0 if sample.key in right else gradient > 0).all()
 
 
 def test_the_loss_is_finite_and_a_sum_over_examples(name, trajectories):
@@ -150,11 +190,9 @@ def test_the_loss_is_finite_and_a_sum_over_examples(name, trajectories):
     assert output.loss.shape == ()
     assert output.loss.isfinite()
     total, row = 0.0, 0
-    ref = -torch.linspace(2, 8, len(logps)) if learner.uses_reference else None
     for example in examples:
-        part = slice(row, row + len(example.samples))
-        own_ref = None if ref is None else ref[part]
-        total += learner.loss(logps[part], own_ref, [example]).loss.item()
+        part = slice(row, row + rows(learner, example))
+        total += learner.loss(cut(logps, part), [example]).loss.item()
         row = part.stop
     assert total == pytest.approx(output.loss.item(), rel=1e-5)
     whole = learner.denominator(examples)
@@ -162,12 +200,13 @@ def test_the_loss_is_finite_and_a_sum_over_examples(name, trajectories):
     assert whole > 0
 
 
-def test_metrics_are_detached_and_one_value_per_example(name, trajectories):
+def test_metrics_are_detached_and_at_most_one_value_per_example(name, trajectories):
     learner, examples, _ = build(name, trajectories)
     _, output = evaluate(learner, examples)
-    assert {"logps/chosen", "nll_loss"} <= set(output.metrics)
+    assert "logps/chosen" in output.metrics
     for value in output.metrics.values():
-        assert value.shape == (len(examples),)
+        assert value.dim() == 1
+        assert 0 < len(value) <= len(examples)
         assert not value.requires_grad
         assert value.isfinite().all()
 

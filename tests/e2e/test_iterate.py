@@ -68,7 +68,7 @@ def done(tmp_path_factory):
 def test_everything_is_in_the_run_folder(done):
     folder, _, finished = done
     run: Path = folder / "run"
-    names = {"results.md", "results.json", "curve.png", "seed-0", "seed-1"}
+    names = {"results.md", "results.json", "curve.png", "report.html", "seed-0", "seed-1"}
     assert names <= {p.name for p in run.iterdir()}
     manifest = json.loads((run / "seed-1" / "manifest.json").read_text())
     assert manifest["recipe"]["seed"] == 1

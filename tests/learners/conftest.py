@@ -47,7 +47,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def token_record(rng: random.Random, turns: int, *, dangling: bool = False) -> TokenRecord:
+def token_record(
+    rng: random.Random, turns: int, *, dangling: bool = False, prompt: str = ""
+) -> TokenRecord:
     """Prompt, then turns with scaffold and observation between them; ids below 300."""
     spans: list[Span] = []
 
@@ -55,14 +57,17 @@ def token_record(rng: random.Random, turns: int, *, dangling: bool = False) -> T
         start = spans[-1].end if spans else 0
         spans.append(Span(kind, turn, start, start + length))
 
-    add(SpanKind.PROMPT, 0, rng.randint(2, 5))
+    begin = random.Random(prompt)
+    question = [begin.randrange(5, 300) for _ in range(begin.randint(2, 5))]
+    add(SpanKind.PROMPT, 0, len(question))
     for turn in range(turns):
         add(SpanKind.SAMPLED, turn, rng.randint(1, 6))
         if turn < turns - 1 or dangling:
             add(SpanKind.SCAFFOLD, turn, 1)
             add(SpanKind.OBSERVATION, turn, rng.randint(1, 4))
             add(SpanKind.SCAFFOLD, turn, 2)
-    return TokenRecord(tuple(rng.randrange(5, 300) for _ in range(spans[-1].end)), tuple(spans))
+    rest = (rng.randrange(5, 300) for _ in range(spans[-1].end - len(question)))
+    return TokenRecord((*question, *rest), tuple(spans))
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +95,7 @@ def make_trajectory() -> Callable[..., Trajectory]:
             actions.append(Turn(f"\\boxed{{{4 if correct else 5}}} {text}"))
         if tokens is RANDOM:
             rng = random.Random(f"{problem}/{agent}/{sample}")
-            tokens = token_record(rng, len(actions), dangling=dangling)
+            tokens = token_record(rng, len(actions), dangling=dangling, prompt=problem)
         status = GradeStatus.CORRECT if correct else GradeStatus.INCORRECT
         return Trajectory(
             problem=Problem(problem, f"What is {problem}?", "4"),

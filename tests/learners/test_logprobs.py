@@ -17,9 +17,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from learners import make_learner
-from learners.learner import LearnerConfig
-from learners.logprobs import TokenBatch, micro_batches, reference_logps, summed_logps
+from learners import logprobs, make_learner
+from learners.batching import TokenBatch, micro_batches
+from learners.head import target_logps
+from learners.learner import LearnerConfig, LogProbs
+from learners.logprobs import reference_logps, summed_logps
 from learners.losses import dpo
 from learners.preferences import Example, Sample, action_sample, completion_sample
 from mathenv.types import SpanKind
@@ -108,14 +110,17 @@ def test_padding_and_company_do_not_matter(model):
     assert together == pytest.approx(alone, rel=1e-5, abs=1e-4)
 
 
-def test_the_head_sees_the_target_positions_alone(llama):
+@torch.no_grad()
+def test_the_head_sees_the_target_positions_alone(llama, monkeypatch):
     samples = random_samples(5)
     rows = []
-    hook = llama.get_output_embeddings().register_forward_hook(
-        lambda module, given, output: rows.append(output.shape[0])
-    )
+
+    def look(head, hidden, tokens, softcap):
+        rows.append(len(hidden))
+        return target_logps(head, hidden, tokens, softcap)
+
+    monkeypatch.setattr(logprobs, "target_logps", look)
     summed_logps(llama, samples)
-    hook.remove()
     assert rows == [sum(s.targets for s in samples)]
 
 
@@ -204,8 +209,8 @@ def test_mdpo_is_equation_14_turn_by_turn(llama, make_trajectory):
     examples, _ = learner.examples([t for pair in pairs for t in pair], seed=0)
     samples = [s for e in examples for s in e.samples]
     cached = reference_logps(reference, examples, budget=64)
-    ref = torch.tensor([cached[s] for s in samples])
-    output = learner.loss(summed_logps(llama, samples), ref, examples)
+    ref = torch.cat([cached[s] for s in samples])
+    output = learner.loss(LogProbs(summed_logps(llama, samples), ref), examples)
     assert output.loss.item() == pytest.approx(expected, rel=1e-4)
     assert learner.denominator(examples) == len(pairs)
 
@@ -220,7 +225,7 @@ def test_the_loss_of_a_step_does_not_depend_on_micro_batches(llama, make_traject
         for batch in micro_batches(examples, budget):
             samples = [s for e in batch for s in e.samples]
             logps = summed_logps(llama, samples)
-            total += learner.loss(logps, logps.detach() + 1, batch).loss.item()
+            total += learner.loss(LogProbs(logps, logps.detach() + 1), batch).loss.item()
         losses.append(total)
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
@@ -229,8 +234,9 @@ def test_nll_coef_adds_the_token_mean_of_the_chosen_side():
     mask = (False, True, True, True)
     pair = Example((Sample("w", (1, 2, 3, 4), mask), Sample("l", (1, 2, 3, 4), mask)))
     logps, ref = torch.tensor([-6.0, -8.0]), torch.tensor([-7.0, -7.0])
-    plain = make_learner("mdpo", LearnerConfig(eta=0.1)).loss(logps, ref, [pair])
-    with_nll = make_learner("mdpo", LearnerConfig(eta=0.1, nll_coef=0.5)).loss(logps, ref, [pair])
+    given = LogProbs(logps, ref)
+    plain = make_learner("mdpo", LearnerConfig(eta=0.1)).loss(given, [pair])
+    with_nll = make_learner("mdpo", LearnerConfig(eta=0.1, nll_coef=0.5)).loss(given, [pair])
     expected = dpo(logps[:1], logps[1:], ref[:1], ref[1:], eta=0.1).item()
     assert plain.loss.item() == pytest.approx(expected)
     assert with_nll.loss.item() == pytest.approx(expected + 0.5 * 6 / 3)
@@ -247,30 +253,32 @@ def test_reference_logps_are_those_of_the_reference_and_carry_no_gradient(llama)
     examples = [Example((samples[i], samples[i + 1])) for i in (0, 2, 4)]
     found = reference_logps(llama, examples, budget=30)
     with torch.no_grad():
-        assert [found[s] for s in samples] == pytest.approx(
+        assert torch.cat([found[s] for s in samples]).tolist() == pytest.approx(
             summed_logps(llama, samples).tolist(), rel=1e-5
         )
 
 
-def test_token_batch_shifts_the_mask_by_one():
-    batch = TokenBatch.of(
+def test_a_target_is_predicted_one_position_before_it():
+    batch = TokenBatch.padded(
         [Sample("a", (5, 6, 7), (False, False, True)), Sample("b", (8, 9), (False, True))]
     )
     assert batch.ids.tolist() == [[5, 6, 7], [8, 9, 0]]
-    assert batch.targets.tolist() == [[False, True, False], [True, False, False]]
+    assert batch.rows.tolist() == [1, 3]
+    assert batch.tokens.tolist() == [7, 9]
 
 
 lengths = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=2), max_size=30)
 
 
-@given(lengths, st.integers(1, 200))
-def test_micro_batches_cover_all_once_within_the_budget(lengths, budget):
+@given(lengths, st.integers(1, 200), st.booleans())
+def test_micro_batches_cover_all_once_within_the_budget(lengths, budget, packed):
     examples = [
         Example(tuple(Sample(f"{i}/{j}", (1,) * n, (True,) * n) for j, n in enumerate(row)))
         for i, row in enumerate(lengths)
     ]
-    batches = list(micro_batches(examples, budget))
+    batches = list(micro_batches(examples, budget, packed=packed))
     assert sorted(map(hash, (e for b in batches for e in b))) == sorted(map(hash, examples))
     for batch in batches:
         rows = [len(s.ids) for e in batch for s in e.samples]
-        assert len(batch) == 1 or max(rows) * len(rows) <= budget
+        size = sum(rows) if packed else max(rows) * len(rows)
+        assert len(batch) == 1 or size <= budget

@@ -10,11 +10,20 @@ from learners.preferences import (
     action_sample,
     completion_sample,
     demonstrations,
+    pair_example,
     preference_pairs,
     winners,
 )
-from mathenv.errors import TrainingError
-from mathenv.types import ExecutionStatus, Span, SpanKind, TokenRecord
+from mathenv.errors import ConfigError, TrainingError
+from mathenv.types import (
+    ExecutionStatus,
+    FinishReason,
+    Span,
+    SpanKind,
+    StopReason,
+    TokenRecord,
+    Turn,
+)
 
 ERROR, OK = ExecutionStatus.ERROR, ExecutionStatus.OK
 quiet = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -140,6 +149,48 @@ def test_long_and_empty_trajectories_are_dropped_from_both_sides(make_trajectory
     pairs, report = preference_pairs([right, empty], PairRules(), seed=0)
     assert pairs == []
     assert report.excluded_empty == 1
+
+
+CUT = {
+    "trajectory": {"stop_reason": StopReason.TOKEN_LIMIT},
+    "turn": {"turns": (Turn("print(", finish=FinishReason.LENGTH), Turn("\\boxed{5}"))},
+}
+
+
+@pytest.mark.parametrize("what", CUT)
+def test_truncated_trajectories_are_allowed_left_out_or_refused(make_trajectory, what):
+    right = make_trajectory("a", True)
+    cut = replace(make_trajectory("a", False, sample=1), **CUT[what])
+    assert len(preference_pairs([right, cut], PairRules(), seed=0)[0]) == 1
+    pairs, report = preference_pairs([right, cut], PairRules(truncated="exclude"), seed=0)
+    assert pairs == []
+    assert (report.excluded_truncated, report.all_right) == (1, 1)
+    with pytest.raises(TrainingError, match=r"a#current#1 was cut off by a token limit"):
+        preference_pairs([right, cut], PairRules(truncated="refuse"), seed=0)
+    with pytest.raises(ConfigError, match=r"truncated.*'drop'"):
+        PairRules(truncated="drop")
+
+
+def test_questions_with_one_id_are_not_one_problem(make_trajectory):
+    """As happens when two sources both count their problems from 0."""
+    right, wrong = make_trajectory("a", True), make_trajectory("a", False, sample=1)
+    other = replace(wrong, problem=replace(wrong.problem, question="Another question?"))
+    for select in (preference_pairs, winners):
+        with pytest.raises(TrainingError, match=r"a#current#0 and a#current#1.*one problem id"):
+            select([right, other], PairRules(), seed=0)
+
+
+def test_a_pair_answers_one_prompt(make_trajectory):
+    winner, loser = make_trajectory("a", True), make_trajectory("a", False, sample=1)
+    example = pair_example(winner, loser, action_sample)
+    assert [s.key for s in example.samples] == [winner.key, loser.key]
+    stranger = make_trajectory("b", False, sample=1)
+    with pytest.raises(TrainingError, match=r"a#current#0 and b#current#1.*different problems"):
+        pair_example(winner, stranger, action_sample)
+    ids = (299 - loser.tokens.ids[0], *loser.tokens.ids[1:])
+    elsewhere = replace(loser, tokens=replace(loser.tokens, ids=ids))
+    with pytest.raises(TrainingError, match=r"a#current#0 and a#current#1.*different prompts"):
+        pair_example(winner, elsewhere, action_sample)
 
 
 def test_the_seed_chooses_the_pairs(make_trajectory):

@@ -1,41 +1,67 @@
 import os
 import subprocess
 import sys
+import zipfile
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-from learners import LearnerConfig, learner_names, make_learner, register_learner
+from learners import (
+    KTOConfig,
+    LearnerConfig,
+    learner_names,
+    make_learner,
+    register_learner,
+    settings_type,
+)
 from learners import learner as registry
+from learners.recipe import load_recipe
 from learners.sft import SFT
 from mathenv.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 
 MODULE = '''
-"""A learner of somebody else's."""
-from learners.sft import SFT
+"""A learner of somebody else's, with a setting of its own."""
+from dataclasses import dataclass
+
+from learners import LearnerConfig, MultiTurnDPO
 
 
-class Curious(SFT):
+@dataclass(frozen=True, slots=True)
+class Settings(LearnerConfig):
+    temper: float = 1.0
+
+
+class Curious(MultiTurnDPO):
     name = "curious"
-    from_demonstrations = False
+    Config = Settings
+
+    def pair_losses(self, sides):
+        return super().pair_losses(sides) / self.config.temper
 '''
 
+# Adds the package's folder as site-packages are added, and uses the learner as a recipe does.
 SCRIPT = """
+import site, sys
+from pathlib import Path
+site.addsitedir(sys.argv[1])
 from learners import LearnerConfig, learner_names, make_learner
 from learners.recipe import load_recipe
-import sys
 assert "curious" in learner_names(), learner_names()
 learner = make_learner("curious", LearnerConfig(eta=0.7))
-assert (learner.name, learner.config.eta) == ("curious", 0.7)
+assert (learner.name, learner.config.eta, learner.config.temper) == ("curious", 0.7, 1.0)
 assert type(learner).__module__ == "their_package"
-assert load_recipe(sys.argv[1]).methods["curious"].loss.eta == 0.5
+recipe = load_recipe(sys.argv[2])
+assert recipe.learner == "curious"
+assert recipe.methods["curious"].loss.temper == 0.5
 """
 
 
 def test_ours_are_there():
-    assert {"mdpo", "dpo", "raft", "sft"} <= set(learner_names())
+    ours = {"sft", "raft", "dpo", "kto", "mdpo", "mkto", "ipo", "simpo", "dmpo", "stepdpo", "grpo"}
+    assert ours <= set(learner_names())
     assert learner_names() == tuple(sorted(learner_names()))
 
 
@@ -46,7 +72,7 @@ def test_a_name_builds_a_learner_with_its_settings():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"'ppo'.*dpo, mdpo, raft, sft"):
+    with pytest.raises(ConfigError, match=r"'ppo'.*dpo, .*mdpo, .*raft, sft"):
         make_learner("ppo")
 
 
@@ -61,20 +87,59 @@ def test_a_decorator_registers(monkeypatch):
     assert "mine" in learner_names()
 
 
-def test_an_installed_package_adds_a_learner_through_an_entry_point(tmp_path):
-    (tmp_path / "their_package.py").write_text(MODULE)
-    info = tmp_path / "their_package-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[mathenv.learners]\ncurious = their_package:Curious\n")
-    (tmp_path / "their.toml").write_text("[methods.curious.loss]\neta = 0.5\n")
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A wheel of somebody else's package, installed by pip into a folder of its own."""
+    folder = tmp_path_factory.mktemp("theirs")
+    wheel = folder / "their_package-1.0-py3-none-any.whl"
+    info = "their_package-1.0.dist-info"
+    files = {
+        "their_package.py": MODULE,
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": "[mathenv.learners]\ncurious = their_package:Curious\n",
+    }
+    record = "".join(f"{name},,\n" for name in (*files, f"{info}/RECORD"))
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, text in {**files, f"{info}/RECORD": record}.items():
+            archive.writestr(name, text)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "their.toml")],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        [*command, "--target", str(folder / "site"), str(wheel)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "site"
+
+
+def test_an_installed_package_adds_a_learner_and_its_settings(installed, tmp_path):
+    recipe = tmp_path / "their.toml"
+    recipe.write_text('learner = "curious"\n[methods.curious.loss]\ntemper = 0.5\n')
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(installed), str(recipe)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_settings_that_a_learner_lacks_are_refused_and_defaults_are_its_own():
+    assert settings_type("mkto") is KTOConfig
+    assert settings_type("mdpo") is LearnerConfig
+    assert make_learner("simpo", LearnerConfig(nll_coef=0.5)).config.eta == 2.0
+    with pytest.raises(ConfigError, match=r"mdpo has no setting called kl$"):
+        make_learner("mdpo", KTOConfig(kl="none"))
+
+
+def test_swapping_the_learner_of_a_recipe_is_one_word(tmp_path):
+    text = (files("learners") / "recipes" / "tiny.toml").read_text()
+    for name in learner_names():
+        path = tmp_path / f"{name}.toml"
+        path.write_text(text.replace('learner = "mdpo"', f'learner = "{name}"'))
+        recipe = load_recipe(path)
+        assert make_learner(recipe.learner).name == name

@@ -1,0 +1,165 @@
+"""M-KTO and its single-turn baseline: single trajectories, labelled good or bad."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from learners.learner import BaseLearner, LearnerConfig, LogProbs, LossOutput, register_learner
+from learners.losses import implicit_reward, kto, nll
+from learners.preferences import (
+    Example,
+    Sample,
+    Selection,
+    action_sample,
+    by_problem,
+    completion_sample,
+    on_policy,
+    preference_pairs,
+    prompt,
+)
+from mathenv.errors import ConfigError, TrainingError
+from mathenv.types import Trajectory
+
+_KL = ("mismatched", "on_policy", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class KTOConfig(LearnerConfig):
+    """Settings of M-KTO.
+
+    Args:
+        kl: where z0 comes from. "mismatched" (TRL, the authors' code): prompts with the
+            completions of other problems. "on_policy" (equation 15): whole trajectories of
+            `agent`. "none": z0 is 0.
+        kl_sequences: sequences behind each step's z0, over all devices and micro-batches
+            (32 is the paper's batch; all there are, where they are fewer).
+        agent: whose samples are on-policy.
+        desirable_weight: lambda_+ (paper: 1).
+        undesirable_weight: lambda_- (paper: 1).
+    """
+
+    kl: str = "mismatched"
+    kl_sequences: int = 32
+    agent: str = "current"
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kl not in _KL:
+            raise ConfigError(f"kl is one of {', '.join(_KL)}, not {self.kl!r}")
+        if self.kl_sequences < 1:
+            raise ConfigError(f"kl_sequences must be positive, not {self.kl_sequences}")
+
+
+@register_learner("mkto")
+class MultiTurnKTO(BaseLearner):
+    """M-KTO (arXiv 2409.02392, equation 15): KTO on the model's own tokens, all turns.
+
+    The samples are those of the pairs that M-DPO would have, as in the paper. z0 is the mean
+    log-ratio over the control samples, detached and at least 0.
+    """
+
+    name = "mkto"
+    uses_reference = True
+    Config: ClassVar[type[LearnerConfig]] = KTOConfig
+    config: KTOConfig
+
+    def __init__(self, config: KTOConfig) -> None:
+        super().__init__(config)
+        self.controls = 0 if config.kl == "none" else config.kl_sequences
+
+    def sample(self, trajectory: Trajectory) -> Sample:
+        """Say which tokens are targets."""
+        return action_sample(trajectory)
+
+    def examples(
+        self, trajectories: Iterable[Trajectory], *, seed: int
+    ) -> tuple[list[Example], Selection]:
+        stored = list(trajectories)
+        pairs, report = preference_pairs(stored, self.config.pairs, seed=seed)
+        labelled = [(t, t is winner) for winner, loser in pairs for t in (winner, loser)]
+        report.examples = len(labelled)
+        report.provenance = [{"chosen" if good else "rejected": t.key} for t, good in labelled]
+        controls = self._controls([t for t, _ in labelled], stored, seed)
+        return [
+            Example((self.sample(t),), float(good), control)
+            for (t, good), control in zip(labelled, controls, strict=True)
+        ], report
+
+    def _controls(
+        self, used: Sequence[Trajectory], stored: Sequence[Trajectory], seed: int
+    ) -> Sequence[Sample | None]:
+        """Return one control sample for each trajectory used, for the same problem."""
+        if self.config.kl == "none" or not used:
+            return [None] * len(used)
+        if self.config.kl == "mismatched":
+            return [self._mismatched(used, i) for i in range(len(used))]
+        groups = by_problem(stored, self.config.pairs, Selection())
+        own = on_policy(groups, self.config.agent, Selection())
+        every = [t for group in own.values() for t in group]
+        return [
+            self.sample(random.Random(f"{seed}/{t.key}").choice(own[t.problem.id] or every))
+            for t in used
+        ]
+
+    def _mismatched(self, used: Sequence[Trajectory], index: int) -> Sample:
+        """The prompt of one trajectory with the completion of the next of another problem.
+
+        Every second one is looked at, so that good and bad completions stay equally many.
+        """
+        mine = used[index]
+        after = (used[(index + step) % len(used)] for step in range(2, len(used), 2))
+        other = next((t for t in after if t.problem.id != mine.problem.id), None)
+        if other is None:
+            raise TrainingError(
+                f"{mine.key}: no other problem has a pair, so there is no completion to mismatch "
+                'its prompt with. Sample more problems, or set kl = "on_policy" or "none"'
+            )
+        sample, begin, cut = self.sample(other), prompt(mine), len(prompt(other))
+        ids = (*begin, *sample.ids[cut:])
+        mask = (*(False for _ in begin), *sample.mask[cut:])
+        return Sample(f"{mine.problem.id}|{other.key}", ids, mask, fingerprint=sample.fingerprint)
+
+    def loss(self, logps: LogProbs, examples: Sequence[Example]) -> LossOutput:
+        policy, reference = logps.policy, logps.reference
+        assert reference is not None
+        zero = torch.zeros((), dtype=policy.dtype, device=policy.device)
+        z0 = zero if logps.baseline is None else logps.baseline.detach().clamp(min=0)
+        good = torch.tensor([e.score > 0 for e in examples], device=policy.device)
+        losses = kto(
+            policy,
+            reference,
+            good,
+            eta=self.config.eta,
+            z0=z0,
+            desirable_weight=self.config.desirable_weight,
+            undesirable_weight=self.config.undesirable_weight,
+        )
+        nll_mean = nll(policy) / policy.new_tensor([e.targets for e in examples])
+        losses = losses + self.config.nll_coef * nll_mean * good
+        with torch.no_grad():
+            rewards = implicit_reward(policy, reference, eta=self.config.eta)
+            metrics = {
+                "rewards/chosen": rewards[good],
+                "rewards/rejected": rewards[~good],
+                "logps/chosen": policy[good].detach(),
+                "logps/rejected": policy[~good].detach(),
+                "nll_loss": nll_mean[good].detach(),
+                "kl": z0.expand(len(examples)),
+            }
+        return LossOutput(losses.sum(), metrics)
+
+
+@register_learner("kto")
+class SingleTurnKTO(MultiTurnKTO):
+    """The paper's baseline: everything after the prompt is trained on, observations too."""
+
+    name = "kto"
+
+    def sample(self, trajectory: Trajectory) -> Sample:
+        return completion_sample(trajectory)

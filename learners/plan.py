@@ -1,0 +1,377 @@
+"""What a recipe costs on given GPUs: memory per GPU and a range of time for each stage.
+
+Nothing is loaded or measured. What is assumed is part of the result (`Plan.assumptions`), and
+so is what the code here does not do yet (`Plan.gaps`). The arithmetic is in `costs`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from learners.costs import (
+    CELL_SECONDS,
+    DECODE_BANDWIDTH,
+    DECODE_PEAK,
+    ENGINE_SHARE,
+    ENGINE_START,
+    FORWARD_MFU,
+    GB,
+    PAIRED,
+    RUNTIME_GB,
+    SOLVED,
+    TRAIN_MFU,
+    USABLE,
+    Engine,
+    Lengths,
+    Range,
+    best_engine,
+    compute_seconds,
+    fits,
+    forward_flops,
+    reference_memory,
+    remedies,
+    sampling_seconds,
+    training_flops,
+    training_memory,
+)
+from learners.iterate import Method
+from learners.learner import Learner, make_learner
+from learners.recipe import Recipe
+from learners.shapes import Device, Shape, shape_of
+from learners.train import TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of the run.
+
+    Args:
+        runs: how often it comes in the whole run.
+        work: what is done in one of them, for people.
+        memory: GB per GPU by what it holds, at the peak.
+        seconds: time of one of them.
+        advice: what would make it fit; empty where it does.
+    """
+
+    name: str
+    runs: int
+    work: str
+    memory: dict[str, float]
+    seconds: Range
+    advice: tuple[str, ...] = ()
+
+    @property
+    def gigabytes(self) -> float:
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A recipe on given GPUs. `refusals` says what does not fit; empty where all does.
+
+    `disk_gigabytes` is the most that checkpoints take, optimizer states included;
+    `interpreter_cores` how many keep code runs from holding up the engines.
+    """
+
+    model: str
+    parameters: int
+    learner: str
+    gpus: int
+    device: str
+    usable_gigabytes: float
+    stages: tuple[Stage, ...]
+    seconds: Range
+    disk_gigabytes: float
+    interpreter_cores: Range
+    assumptions: tuple[str, ...]
+    gaps: tuple[str, ...]
+    refusals: tuple[str, ...]
+
+
+def make_plan(
+    recipe: Recipe,
+    gpus: int,
+    device: Device,
+    *,
+    learner: str | None = None,
+    cores: int | None = None,
+    lengths: Lengths | None = None,
+) -> Plan:
+    """Plan a whole recipe for one learner (default: the recipe's).
+
+    Args:
+        cores: CPU cores that run the model's code; None: as many as needed.
+        lengths: mean lengths; default: the paper's setting, shorter under a low `max_tokens`.
+
+    Raises:
+        ConfigError: the model's shape is not known, or there is no such learner.
+    """
+    case = _Case(recipe, gpus, device, learner or recipe.learner, cores, lengths or Lengths())
+    stages = _stages(case)
+    total = Range(0, 0)
+    for stage in stages:
+        total += stage.seconds.times(stage.runs)
+    return Plan(
+        model=case.shape.name,
+        parameters=case.shape.parameters,
+        learner=case.learner.name,
+        gpus=gpus,
+        device=device.name,
+        usable_gigabytes=USABLE * device.gigabytes,
+        stages=stages,
+        seconds=total,
+        disk_gigabytes=_disk(case),
+        interpreter_cores=_cores_needed(case),
+        assumptions=_assumptions(case),
+        gaps=_gaps(case, stages),
+        refusals=tuple(_refusals(case, stages)),
+    )
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What is planned, and what follows from it."""
+
+    recipe: Recipe
+    gpus: int
+    device: Device
+    learner_name: str
+    cores: int | None
+    means: Lengths
+
+    @cached_property
+    def shape(self) -> Shape:
+        return shape_of(self.recipe)
+
+    @cached_property
+    def learner(self) -> Learner:
+        return make_learner(self.learner_name, self.method.loss)
+
+    @property
+    def method(self) -> Method:
+        return self.recipe.methods.get(self.learner_name, Method())
+
+    @property
+    def limit(self) -> int:
+        return self.recipe.iterate.sampling.max_tokens
+
+    @cached_property
+    def lengths(self) -> Lengths:
+        return self.means.within(self.limit)
+
+    @property
+    def prompts(self) -> int:
+        """Problems of one iteration."""
+        return self.recipe.problems.prompts // self.recipe.iterate.iterations
+
+    @cached_property
+    def engine(self) -> Engine | None:
+        most = self.recipe.iterate.collect.concurrency
+        return best_engine(self.shape, self.gpus, self.device, self.lengths, self.limit, most)
+
+
+@dataclass(frozen=True, slots=True)
+class _Examples:
+    """What one run of a training stage trains on: `count` examples of so many `sequences`.
+
+    `length` is their mean in tokens, `longest` the limit over which they are left out.
+    """
+
+    count: Range
+    sequences: int
+    length: float
+    longest: int
+    controls: int = 0
+
+
+def _stages(case: _Case) -> tuple[Stage, ...]:
+    recipe, learner, iterations = case.recipe, case.learner, case.recipe.iterate.iterations
+    examples = _examples(case)
+    found = [_training(case, "SFT", 1, _demonstrations(case), recipe.sft)]
+    if not learner.from_demonstrations:
+        found.append(_sampling(case))
+    if learner.uses_reference:
+        found.append(_reference(case, examples))
+    found.append(_training(case, learner.name, iterations, examples, case.method.train))
+    policies = case.method.train.checkpoints + 1
+    found.append(_greedy(case, "validation", iterations, policies, recipe.problems.validation))
+    found.append(_greedy(case, "test", iterations + 1, 1, recipe.problems.test))
+    return tuple(found)
+
+
+def _demonstrations(case: _Case) -> _Examples:
+    shown = case.recipe.problems.demonstrations
+    longest = case.recipe.methods.get("sft", Method()).loss.pairs.max_tokens
+    return _Examples(Range(shown, shown), 1, case.lengths.demonstration, longest)
+
+
+def _examples(case: _Case) -> _Examples:
+    """Return what the learner trains on in one iteration. Unknown learners are given pairs."""
+    learner, length = case.learner, case.lengths.trajectory
+    longest = min(learner.config.pairs.max_tokens, case.limit)
+    if learner.from_demonstrations:
+        return _demonstrations(case)
+    if learner.name == "grpo":
+        every = case.prompts * case.recipe.iterate.current_samples
+        return _Examples(Range(PAIRED[0] * every, every), 1, length, longest)
+    most = case.prompts * learner.config.pairs.per_problem
+    if learner.name == "raft":
+        return _Examples(Range(SOLVED[0] * most, SOLVED[1] * most), 1, length, longest)
+    pairs = Range(PAIRED[0] * most, PAIRED[1] * most)
+    if learner.name in ("kto", "mkto"):  # both sides of a pair are examples of their own
+        return _Examples(pairs.times(2), 1, length, longest, learner.controls)
+    return _Examples(pairs, 2, length, longest)
+
+
+def _training(case: _Case, name: str, runs: int, examples: _Examples, config: TrainConfig) -> Stage:
+    share, length = case.lengths.target_share, examples.length
+    each = examples.sequences * length * training_flops(case.shape, length, share)
+    controls = examples.controls / config.batch_size * length
+    each += controls * forward_flops(case.shape, length, share)
+    flops = examples.count.times(config.epochs * each)
+    steps = examples.count.times(config.epochs / config.batch_size)
+    tokens = config.batch_size * examples.sequences * length
+    # An example is never split, so a forward pass may be larger than the budget.
+    least = examples.sequences * examples.longest
+    budget = max(config.token_budget, least)
+    memory = training_memory(case.shape, case.gpus, budget)
+    advice: tuple[str, ...] = ()
+    if not fits(memory, case.device):
+        found = remedies(case.shape, case.gpus, case.device, budget, least)
+        advice = tuple(found) or ("nothing that is modelled here",)
+    return Stage(
+        name,
+        runs,
+        f"{_span(steps)} steps of {tokens:,.0f} tokens",
+        memory,
+        compute_seconds(flops, case.gpus, case.device, TRAIN_MFU),
+        advice,
+    )
+
+
+def _reference(case: _Case, examples: _Examples) -> Stage:
+    """Never more than training needs: it comes before there is an optimizer state."""
+    sequences = examples.sequences + (examples.controls > 0)
+    tokens = examples.count.times(sequences * examples.length)
+    flops = forward_flops(case.shape, examples.length, case.lengths.target_share)
+    return Stage(
+        "reference",
+        case.recipe.iterate.iterations,
+        f"{_span(tokens.times(1e-6))} million tokens, forward",
+        reference_memory(
+            case.shape,
+            case.gpus,
+            max(case.method.train.token_budget, examples.sequences * examples.longest),
+        ),
+        compute_seconds(tokens.times(flops), case.gpus, case.device, FORWARD_MFU),
+    )
+
+
+def _sampling(case: _Case) -> Stage:
+    config = case.recipe.iterate
+    samples = (config.current_samples, config.previous_samples)
+    loads = sum(count > 0 for count in samples)
+    return _played(case, "sampling", config.iterations, case.prompts, sum(samples), loads)
+
+
+def _greedy(case: _Case, name: str, runs: int, policies: int, problems: int) -> Stage:
+    one = _played(case, name, runs, problems, 1, 1)
+    work = f"{policies} policies, {one.work} each" if policies > 1 else one.work
+    return Stage(name, runs, work, one.memory, one.seconds.times(policies))
+
+
+def _played(case: _Case, name: str, runs: int, problems: int, samples: int, loads: int) -> Stage:
+    trajectories = problems * samples
+    work, engine = f"{trajectories:,} trajectories", case.engine
+    if engine is None:
+        weights = {"weights": 2 * case.shape.parameters / case.gpus / GB}
+        return Stage(name, runs, work, weights, Range(math.inf, math.inf))
+    seconds = sampling_seconds(
+        case.shape, case.device, engine, case.lengths, trajectories, problems, case.cores
+    )
+    started = Range(*ENGINE_START).times(loads)
+    return Stage(name, runs, work, engine.memory, seconds + started)
+
+
+def _disk(case: _Case) -> float:
+    """Weights in float32 of all checkpoints, and optimizer states of one stage's."""
+    iterations, method = case.recipe.iterate.iterations, case.method.train.checkpoints
+    kept = case.recipe.sft.checkpoints + iterations * method
+    states = max(case.recipe.sft.checkpoints, method)
+    return (4 * kept + 8 * states) * case.shape.parameters / GB
+
+
+def _cores_needed(case: _Case) -> Range:
+    if case.engine is None:
+        return Range(0, 0)
+    tokens = case.engine.rate * case.engine.count
+    calls = tokens / case.lengths.generated * (case.lengths.turns - 1)
+    return Range(
+        calls * ENGINE_SHARE[0] * CELL_SECONDS[0], calls * ENGINE_SHARE[1] * CELL_SECONDS[1]
+    )
+
+
+def _refusals(case: _Case, stages: tuple[Stage, ...]) -> list[str]:
+    usable = f"{USABLE * case.device.gigabytes:.0f} GB of a {case.device.name} can be used"
+    found = []
+    if case.engine is None:
+        found.append(
+            f"sampling: {2 * case.shape.parameters / GB:.0f} GB of bfloat16 weights and one "
+            f"trajectory of {case.limit} tokens do not fit; {usable}. More or larger GPUs would do"
+        )
+    needs = {(tuple(s.memory.items()), s.advice): s.gigabytes for s in stages if s.advice}
+    for (memory, advice), gigabytes in needs.items():
+        names = [s.name for s in stages if (tuple(s.memory.items()), s.advice) == (memory, advice)]
+        parts = ", ".join(f"{value:.0f} GB {name}" for name, value in memory)
+        found.append(
+            f"training ({', '.join(dict.fromkeys(names))}) needs {gigabytes:.0f} GB per GPU "
+            f"({parts}); {usable}. Would fit: {'; or '.join(advice)}"
+        )
+    return found
+
+
+def _assumptions(case: _Case) -> tuple[str, ...]:
+    lengths, cores = case.lengths, case.cores
+    return (
+        f"mean tokens: prompt {lengths.prompt:.0f}, generated {lengths.generated:.0f} in "
+        f"{lengths.turns} turns, whole trajectory {lengths.trajectory:.0f}, demonstration "
+        f"{lengths.demonstration:.0f}",
+        f"training: {_percent(TRAIN_MFU)} of the bfloat16 peak, forward passes "
+        f"{_percent(FORWARD_MFU)}; packed, no padding; float32 weights, gradients and AdamW, "
+        "bfloat16 activations, no checkpointing",
+        f"sampling: {_percent(ENGINE_SHARE)} of a model with {DECODE_BANDWIDTH:.0%} of the "
+        f"published bandwidth, {DECODE_PEAK:.0%} of the peak and 1 ms per step",
+        f"starting an engine with a policy: {ENGINE_START[0]:.0f} to {ENGINE_START[1]:.0f} s",
+        f"{_percent(PAIRED)} of the problems give pairs, {_percent(SOLVED)} a right sample",
+        f"a code run takes {CELL_SECONDS[0]} to {CELL_SECONDS[1]} s of CPU, on "
+        + ("as many cores as needed" if cores is None else f"{cores} cores"),
+        f"{USABLE:.0%} of a GPU's memory is used, {RUNTIME_GB:.0f} GB of it by the runtime",
+        "none of this was measured on these GPUs",
+    )
+
+
+def _gaps(case: _Case, stages: tuple[Stage, ...]) -> tuple[str, ...]:
+    found = [
+        "the trainer computes in float32 on the CPU; planned is bfloat16 autocast on GPUs",
+        "`mathenv iterate` samples with the transformers engine on the CPU; planned is one vLLM "
+        "engine per GPU (`mathenv collect --agent vllm` runs one)",
+    ]
+    if case.gpus > 1:
+        found.insert(0, f"training needs FSDP over {case.gpus} GPUs; the trainer runs one process")
+    if any(stage.advice for stage in stages):
+        found.append(
+            "the trainer has no activation checkpointing, 8-bit optimizer states or LoRA: where "
+            "these are said to fit, it is their memory that was computed"
+        )
+    return tuple(found)
+
+
+def _span(amount: Range) -> str:
+    low, high = round(amount.low), round(amount.high)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _percent(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:.0%} to {ends[1]:.0%}"

@@ -1,0 +1,60 @@
+"""What a machine lacks to run a recipe, found before hours are spent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from learners.costs import FULL, GB
+from learners.recipe import ProblemsConfig, Recipe
+from learners.shapes import shape_of
+from mathenv.errors import ConfigError
+
+
+def require(recipe: Recipe) -> None:
+    """Check data and memory.
+
+    Raises:
+        ConfigError: something is missing; the message names all of it.
+    """
+    lacking = [*_missing_data(recipe.problems), *_missing_memory(recipe, _memory())]
+    if lacking:
+        raise ConfigError(
+            f"this machine lacks what the recipe for {recipe.model} needs: {'; '.join(lacking)}. "
+            "Its file says which data it expects, `mathenv plan` which GPUs would do"
+        )
+
+
+def _missing_data(problems: ProblemsConfig) -> list[str]:
+    found = []
+    source = Path(problems.source)
+    if "/" in problems.source and not source.exists():
+        found.append(f"no problems at {source} (a folder with train.jsonl and test.jsonl)")
+    file = problems.demonstration_file
+    if file and not Path(file).exists():
+        found.append(f"no demonstrations at {file} (mathenv convert makes them)")
+    return found
+
+
+def _missing_memory(recipe: Recipe, available: float) -> list[str]:
+    """Compare bytes: weights, gradients and AdamW alone, less than any training needs."""
+    try:
+        shape = shape_of(recipe)
+    except ConfigError:  # a model whose shape is not known is not judged
+        return []
+    needed = FULL.trained_bytes * shape.parameters
+    if needed <= available:
+        return []
+    return [
+        f"{needed / GB:.0f} GB of memory for the weights, gradients and optimizer of "
+        f"{shape.parameters / 1e9:.2f} billion parameters (there are {available / GB:.0f} GB)"
+    ]
+
+
+def _memory() -> float:
+    """Return bytes of main memory or of all GPUs together, whichever is more."""
+    main = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpus = range(torch.cuda.device_count())
+    return max(main, sum(torch.cuda.get_device_properties(i).total_memory for i in gpus))

@@ -1,0 +1,89 @@
+"""The flags that choose an agent: each kind opens, plays, and says what is missing."""
+
+import asyncio
+
+import pytest
+
+from agents.base import Agent
+from agents.tiny import TinyConfig, make_tiny
+from benchmarks.agent_options import AgentOptions, open_agent
+from mathenv.errors import ConfigError
+from mathenv.problems import words
+
+PROBLEMS = words.load("train", count=2)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    shape = TinyConfig(hidden=32, layers=1, heads=1, intermediate=32)
+    return make_tiny(tmp_path_factory.mktemp("tiny") / "model", config=shape)
+
+
+def first_turn(options):
+    async def play(agent: Agent):
+        question = PROBLEMS[0].question
+        async with agent.episode(question, sample=0, seed=0) as episode:
+            return await episode.act(question), episode.tokens()
+
+    with open_agent(options, PROBLEMS) as opened:
+        action, tokens = asyncio.run(play(opened.agent))
+        return opened, action, tokens
+
+
+def test_a_served_model_plays_as_the_same_model_does_here(tiny, serve):
+    shared = {"model": str(tiny), "max_turn_tokens": 8, "system": "Use Python."}
+    here, action, tokens = first_turn(AgentOptions("transformers", **shared))
+    with serve(tiny) as url:
+        far = AgentOptions("openai", base_url=url, **shared)
+        opened, far_action, far_tokens = first_turn(far)
+        chat = AgentOptions("openai", base_url=url, api="chat", max_turn_tokens=8)
+        chatting, reply, none = first_turn(chat)
+    assert far_action == action
+    assert far_tokens.ids == tokens.ids
+    assert opened.agent.name == here.agent.name == "model"
+    assert opened.details["system"] == here.details["system"] == "Use Python."
+    assert opened.details["api"] == "tokens"
+    assert none is None
+    assert chatting.details["api"] == "chat"
+    assert isinstance(reply.text, str)
+
+
+def test_a_dialect_takes_the_place_of_the_models_template(tiny):
+    plain = AgentOptions("transformers", model=str(tiny), max_turn_tokens=4)
+    given = AgentOptions("transformers", model=str(tiny), max_turn_tokens=4, dialect="gemma2")
+    (_, _, own), (opened, _, same) = first_turn(plain), first_turn(given)
+    assert same.ids == own.ids
+    assert opened.details["dialect"] == "gemma2"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (AgentOptions("openai"), "needs --base-url"),
+        (AgentOptions("openai", base_url="http://localhost:1/v1"), "openai needs --model"),
+        (AgentOptions("vllm"), "vllm needs --model"),
+        (AgentOptions("transformers"), "transformers needs --model"),
+        (
+            AgentOptions("openai", base_url="http://localhost:1/v1", api="chat", dialect="chatml"),
+            "no --dialect",
+        ),
+    ],
+)
+def test_what_is_missing_is_said(options, message):
+    with pytest.raises(ConfigError, match=message), open_agent(options, PROBLEMS):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["transformers", "vllm", "openai"])
+def test_several_greedy_samples_are_refused(kind):
+    options = AgentOptions(kind, model="m", base_url="http://localhost:1/v1", temperature=0.0)
+    with pytest.raises(ConfigError, match="would all be the same"):
+        with open_agent(options, PROBLEMS, samples=2):
+            pass
+
+
+def test_an_unknown_dialect_is_refused(tiny):
+    options = AgentOptions("transformers", model=str(tiny), dialect="latin")
+    with pytest.raises(ConfigError, match="no dialect is called 'latin'"):
+        with open_agent(options, PROBLEMS):
+            pass
