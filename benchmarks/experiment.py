@@ -5,6 +5,7 @@ run/seed-0/test/       greedy test episodes per policy
 run/results.md         tables; results.json the same as data
 run/curve.png          test pass@1 per stage
 run/transcript.txt     one problem before and after
+run/report.html        all of it, and every trajectory, to be opened in a browser
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks.metrics import (
     paired_bootstrap,
     pass_at_1,
 )
+from benchmarks.pages.page import write_report
 from benchmarks.report import (
     StageRow,
     interval,
@@ -73,6 +75,7 @@ def run_experiment(
             chosen = replace(seeded, learner=learner)
             runs.append(_run_learner(chosen, folder, sets, start, reporter))
     write_reports(run, runs, recipe)
+    write_report(run)
     return runs
 
 

@@ -1,6 +1,7 @@
 """Trajectories made by hand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,8 @@ def make_trajectory() -> Callable[..., Trajectory]:
         cells: tuple[ExecutionStatus, ...] = (ExecutionStatus.OK,),
         sampled: int | None = None,
         agent: str = "tester",
+        subject: str = "",
+        metadata: Mapping[str, Any] | None = None,
     ) -> Trajectory:
         turns = [
             Turn("```python\nprint(4)\n```", "print(4)", "4", ExecutionResult(status, "4"))
@@ -43,7 +46,14 @@ def make_trajectory() -> Callable[..., Trajectory]:
             spans = (Span(SpanKind.PROMPT, 0, 0, 3), Span(SpanKind.SAMPLED, 0, 3, 3 + sampled))
             tokens = TokenRecord(tuple(range(3 + sampled)), spans)
         return Trajectory(
-            problem=Problem(problem, f"What is {problem}?", "4", level=level),
+            problem=Problem(
+                problem,
+                f"What is {problem}?",
+                "4",
+                level=level,
+                subject=subject,
+                metadata=metadata or {},
+            ),
             agent=agent,
             sample=sample,
             seed=0,

@@ -72,7 +72,7 @@ def test_bench_with_the_oracle(rows: Path, tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout + done.stderr
     result = json.loads((tmp_path / "results" / "own-oracle" / "results.json").read_text())
     assert result["metrics"]["pass_at_1"]["value"] == 1.0
-    assert result["metrics"]["tool_use"]["code_turns"] == 1.0
+    assert result["metrics"]["tool_use"]["code_turns"]["value"] == 1.0
 
 
 def test_bench_several_suites(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_bench_goes_on_after_it_was_stopped(end: signal.Signals, tmp_path: Path)
         (["solve", "--index", "5000"], "--index must lie in 0 to 999"),
         (["solve", "--problem-id", "nope"], "no problem 'nope'"),
         (["collect", "words", "--out", "o", "--split", "dev"], "train, validation, test"),
-        (["train", "nope", "--trajectories", "t", "--policy", "p", "--out", "o"], "dpo, mdpo"),
+        (["train", "nope", "--trajectories", "t", "--policy", "p", "--out", "o"], "mdpo, mkto"),
         (["brew"], "no command is called 'brew'"),
     ],
 )
