@@ -16,4 +16,8 @@ def register_envs() -> None:
     if ENV_ID not in registry:
         # No max_episode_steps: the horizon is the environment's own and ends an episode
         # with a stop reason; `TimeLimit` would only set `truncated`.
-        register(id=ENV_ID, entry_point="mathenv.env:MathToolEnv")
+        register(
+            id=ENV_ID,
+            entry_point="mathenv.env:MathToolEnv",
+            vector_entry_point="mathenv.vector:MathToolVectorEnv",
+        )

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from agents.base import Action, Agent, Episode, WeightedAgent
 from agents.rollout import CollectConfig, collect
-from benchmarks.agent_options import AgentOptions, open_agent
+from benchmarks.agent_options import AgentOptions, InterpreterName, open_agent
 from benchmarks.console import ResultConsole
 from benchmarks.suites import find_suite
 from benchmarks.transcript import action_view, clean, question_panel, verdict_text
@@ -41,6 +41,7 @@ class Solve:
         out: keep the trajectory in this .jsonl file or folder.
         horizon: most turns. Raised for the oracle where the solution needs more.
         seed: fixes every random choice.
+        interpreter: what runs the code, this machine's sandbox or Docker.
         who: the agent.
     """
 
@@ -54,6 +55,7 @@ class Solve:
     out: Path | None = None
     horizon: int = 6
     seed: int = 0
+    interpreter: InterpreterName = "local"
     who: AgentOptions = field(default_factory=AgentOptions)
 
     def run(self) -> None:
@@ -70,7 +72,13 @@ class Solve:
             with TrajectoryStore(Path(out)) as store:
                 if f"{problem.id}#{watched.name}#0" in store:
                     raise ConfigError(f"{store.path} holds this problem already: choose another")
-                collect([WeightedAgent(watched)], [problem], store, settings)
+                collect(
+                    [WeightedAgent(watched)],
+                    [problem],
+                    store,
+                    settings,
+                    interpreter=self.interpreter,
+                )
             *_, trajectory = read_trajectories(Path(out))
             console.print(verdict_text(trajectory))
 

@@ -3,20 +3,22 @@
 import asyncio
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agents.base import Action, SamplingParams, WeightedAgent
+from agents.llm import LLMAgent
 from agents.policy import load_policy
-from agents.rollout import CollectConfig, collect, failed_path
+from agents.rollout import CollectConfig, acollect, collect, failed_path
 from agents.scripted import OracleAgent, ScriptedEpisode
 from mathenv.errors import ConfigError, DataError, InfraError
 from mathenv.problems import words
@@ -99,7 +101,7 @@ def gather(tmp_path, interpreter):
         agent, problems=(ONE,), *, samples=1, file="t.jsonl", interpreter=interpreter, **config
     ):
         with TrajectoryStore(tmp_path / file) as store:
-            settings = CollectConfig(**{"concurrency": 8, **config})
+            settings = CollectConfig(**{"concurrency": 8, "backoff_seconds": 0.001, **config})
             collect(
                 [WeightedAgent(agent, samples)], problems, store, settings, interpreter=interpreter
             )
@@ -200,29 +202,67 @@ def test_one_name_for_two_is_refused(tmp_path):
         assert len(store) == 0
 
 
-@pytest.mark.parametrize("field", ["horizon", "concurrency", "threads"])
-def test_settings_that_cannot_be_are_refused(field):
-    with pytest.raises(ConfigError, match="at least 1"):
-        CollectConfig(**{field: 0})
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((field, 0) for field in ("horizon", "concurrency", "threads", "slots")),
+        *(
+            (field, -1)
+            for field in ("turn_seconds", "trajectory_seconds", "retries", "backoff_seconds")
+        ),
+        *((field, float("nan")) for field in ("turn_seconds", "backoff_seconds")),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(field, value):
+    with pytest.raises(ConfigError, match=r"at least 1|more than 0|cannot be negative"):
+        CollectConfig(**{field: value})
 
 
 CHILD = """
-import sys, time
-from agents.base import WeightedAgent
+import asyncio, random, sys, time
+from contextlib import ExitStack, asynccontextmanager
+from agents.base import Action, WeightedAgent
 from agents.rollout import CollectConfig, collect
-from agents.scripted import OracleAgent
 from mathenv.errors import ConfigError
 from mathenv.problems import words
+from mathenv.protocol import code_block
 from mathenv.store import TrajectoryStore
 
-problems = words.load("train", count=40)
+problems = words.load("train", count=250)
+answers = {p.question: p.answer for p in problems}
+
+class Quick:
+    '''Answers after a random while; one episode in sixteen runs a cell first.'''
+    def __init__(self, name):
+        self.name = name
+
+    @asynccontextmanager
+    async def episode(self, question, *, sample, seed):
+        yield QuickEpisode(question, seed)
+
+class QuickEpisode:
+    def __init__(self, question, seed):
+        self.question, self.cells = question, int(seed % 16 == 0)
+
+    async def act(self, observation):
+        await asyncio.sleep(random.random() / 50)
+        self.cells -= 1
+        answer = answers[self.question]
+        if self.cells == 0:
+            return Action(code_block(f"print({answer!r})"))
+        return Action(rf"\\boxed{{{answer}}}")
+
+    def tokens(self):
+        return None
+
 for attempt in range(200):
     try:
         store = TrajectoryStore(sys.argv[1])
         break
     except ConfigError:  # helpers of the killed process are still going away
         time.sleep(0.05)
-collect([WeightedAgent(OracleAgent(problems), 2)], problems, store, CollectConfig(concurrency=4))
+members = [WeightedAgent(Quick("current"), 5), WeightedAgent(Quick("previous"), 3)]
+collect(members, problems, store, CollectConfig(concurrency=32))
 """
 
 
@@ -230,30 +270,38 @@ def lines(file: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
+def whole_lines(file: Path) -> list[str]:
+    text = file.read_text() if file.exists() else ""
+    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
 @pytest.mark.slow
-def test_kills_neither_lose_nor_repeat_a_trajectory(tmp_path, interpreter):
+def test_ten_kills_neither_lose_nor_repeat_a_trajectory(tmp_path, interpreter):
+    """2,000 trajectories; SIGKILL at random moments, the first before anything is written."""
     file = tmp_path / "t.jsonl"
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     command = [sys.executable, "-c", CHILD, str(file)]
+    rng = random.Random(5)
     kept: list[str] = []
-    for kill_at in (5, 25, 50, None):
+    for kill_at in [0, *sorted(rng.sample(range(1, 1900), 9)), None]:
         child = subprocess.Popen(command, env=environment, cwd=tmp_path)
         while kill_at is not None and lines(file) < kill_at and child.poll() is None:
-            time.sleep(0.005)
+            time.sleep(0.003)
         if kill_at is not None:
+            time.sleep(rng.random() / 20)
             assert child.poll() is None, "it ended before it could be killed"
             child.send_signal(signal.SIGKILL)
-        code = child.wait(60)
-        assert code == (0 if kill_at is None else -signal.SIGKILL)
-        whole = file.read_text().splitlines(keepends=True)
-        whole = [line for line in whole if line.endswith("\n")]
-        assert whole[: len(kept)] == kept  # nothing finished was lost or written again
+        assert child.wait(120) == (0 if kill_at is None else -signal.SIGKILL)
+        whole = whole_lines(file)
+        assert whole[: len(kept)] == kept, "nothing finished was lost or written again"
         kept = whole
-    trajectories = list(read_trajectories(file))
-    keys = Counter(t.key for t in trajectories)
-    assert len(trajectories) == len(keys) == 80
-    assert all(t.reward == 1.0 for t in trajectories)
+    counts = Counter((t.problem.id, t.agent, t.sample) for t in read_trajectories(file))
+    ids = [p.id for p in words.load("train", count=250)]
+    mixture = [("current", n) for n in range(5)] + [("previous", n) for n in range(3)]
+    assert counts == {(p, name, n): 1 for p in ids for name, n in mixture}
+    assert len(counts) == 2000
+    assert all(t.reward == 1.0 for t in read_trajectories(file))
 
 
 # Determinism.
@@ -343,6 +391,368 @@ def test_recorded_tokens_are_the_actions(gather, taught):
             assert (ids[-1] in renderer.stop_ids) == (turn.finish is FinishReason.STOP)
 
 
+# Mixtures, slots and order.
+
+
+class Watched:
+    """The real engine, noting each request and how many are under way."""
+
+    def __init__(self, model, slots=None):
+        self._model, self.name = model, model.name
+        self.requests, self.running, self.most, self.open = [], 0, 0, 0
+        if slots is not None:
+            self.slots = slots
+
+    @asynccontextmanager
+    async def session(self):
+        self.open += 1
+        async with self._model.session() as session:
+            yield WatchedSession(self, session)
+        self.open -= 1
+
+    def close(self):
+        pass
+
+
+class WatchedSession:
+    def __init__(self, owner, session):
+        self._owner, self._session = owner, session
+
+    async def complete(self, request):
+        owner = self._owner
+        owner.requests.append(request)
+        owner.running += 1
+        owner.most = max(owner.most, owner.running)
+        try:
+            return await self._session.complete(request)
+        finally:
+            owner.running -= 1
+
+
+def test_the_papers_mixture_of_20_and_10_and_any_other(tmp_path, taught, interpreter):
+    """Weights, temperatures and limits are each agent's own; every sample has its own seed."""
+    settings = {
+        "current": (20, SamplingParams(max_turn_tokens=12, max_tokens=150)),
+        "previous": (10, SamplingParams(temperature=0.7, max_turn_tokens=8, max_tokens=150)),
+        "oldest": (3, SamplingParams(temperature=0.0, max_turn_tokens=5, max_tokens=150)),
+    }
+    with load_policy(taught, name="taught") as policy, TrajectoryStore(tmp_path) as store:
+        engines = {name: Watched(policy.model) for name in settings}
+        members = [
+            WeightedAgent(LLMAgent(engines[name], policy.renderer, params, name=name), samples)
+            for name, (samples, params) in settings.items()
+        ]
+        collect(members, PROBLEMS[:2], store, CollectConfig(horizon=2), interpreter=interpreter)
+    found = list(read_trajectories(tmp_path))
+    counts = Counter((t.problem.id, t.agent) for t in found)
+    assert counts == {(p.id, name): n for p in PROBLEMS[:2] for name, (n, _) in settings.items()}
+    seeds = [request.seed for engine in engines.values() for request in engine.requests]
+    assert len(set(seeds)) == len(seeds) >= 66
+    for name, (_, params) in settings.items():
+        assert {r.temperature for r in engines[name].requests} == {params.temperature}
+        assert max(r.max_new_tokens for r in engines[name].requests) == params.max_turn_tokens
+        records = [t.tokens for t in found if t.agent == name]
+        assert max(len(record.ids) for record in records) <= params.max_tokens
+
+
+def test_samples_of_a_problem_are_started_together(tmp_path):
+    """So that an engine with a prefix cache computes their prompt once."""
+    opened = []
+
+    class Noting(Script):
+        @asynccontextmanager
+        async def episode(self, question, *, sample, seed):
+            opened.append((question, self.name, sample))
+            await asyncio.sleep(seed % 5 / 1000)
+            yield ScriptedEpisode([Action(r"\boxed{1}")])
+
+    shared = object()
+    members = [WeightedAgent(Noting(name="a"), 3), WeightedAgent(Noting(name="b"), 2)]
+    for member in members:
+        member.agent.model = shared  # one engine: one queue
+    with TrajectoryStore(tmp_path) as store:
+        collect(members, PROBLEMS, store, CollectConfig(concurrency=4))
+    group = [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1)]
+    assert opened == [(p.question, *member) for p in PROBLEMS for member in group]
+
+
+class Overlapping:
+    """An agent that counts the calls under way, over all agents with the same `meter`."""
+
+    def __init__(self, name, meter):
+        self.name, self.meter = name, meter
+
+    @asynccontextmanager
+    async def episode(self, question, *, sample, seed):
+        yield self
+
+    async def act(self, observation):
+        self.meter[self.name] += 1
+        self.meter["most"] = max(self.meter["most"], self.meter[self.name])
+        self.meter["together"] |= all(self.meter[name] for name in "ab")
+        await asyncio.sleep(0.002)
+        self.meter[self.name] -= 1
+        return Action(r"\boxed{42}")
+
+    def tokens(self):
+        return None
+
+
+def test_slots_bound_each_engine_and_engines_work_side_by_side(tmp_path):
+    meter = {"a": 0, "b": 0, "most": 0, "together": False}
+    members = [WeightedAgent(Overlapping(name, meter), 40) for name in "ab"]
+    with TrajectoryStore(tmp_path) as store:
+        collect(members, [ONE], store, CollectConfig(concurrency=16, slots=5))
+        assert len(store) == 80
+    assert meter["most"] == 5
+    assert meter["together"]
+
+
+def test_an_engine_says_how_many_requests_it_takes(tmp_path, taught, interpreter):
+    params = SamplingParams(max_turn_tokens=4)
+    with load_policy(taught, name="taught") as policy:
+        for given, config, most in ((3, {}, 3), (3, {"slots": 2}, 2), (50, {"concurrency": 4}, 4)):
+            engine = Watched(OneByOne(policy.model), slots=given)
+            agent = LLMAgent(engine, policy.renderer, params)
+            with TrajectoryStore(tmp_path / f"{given}{most}") as store:
+                settings = CollectConfig(horizon=1, **config)
+                collect([WeightedAgent(agent, 8)], [ONE], store, settings, interpreter=interpreter)
+            assert engine.most == most
+
+
+class OneByOne:
+    """Answers each request on its own, as engines with continuous batching do."""
+
+    def __init__(self, model):
+        self._model, self.name = model, model.name
+
+    @asynccontextmanager
+    async def session(self):
+        yield self
+
+    async def complete(self, request):
+        await asyncio.sleep(0.001)
+        return self._model.generate([request])[0]
+
+
+def test_two_engines_that_wait_for_all_episodes_do_not_disturb_each_other(
+    tmp_path, taught, interpreter
+):
+    """Side by side they sample what each samples alone, and no bound on slots stops them."""
+    params = SamplingParams(max_turn_tokens=12)
+
+    def run(names, folder):
+        with ExitStack() as stack, TrajectoryStore(tmp_path / folder) as store:
+            agents = [stack.enter_context(load_policy(taught, params, name=name)) for name in names]
+            collect(
+                [WeightedAgent(agent, 4) for agent in agents],
+                PROBLEMS[:2],
+                store,
+                CollectConfig(concurrency=3, slots=1, horizon=2),
+                interpreter=interpreter,
+            )
+        return as_bytes(read_trajectories(tmp_path / folder))
+
+    assert run("ab", "both") == sorted(run("a", "first") + run("b", "second"))
+
+
+# From a running event loop.
+
+
+def test_collect_works_where_a_loop_runs_already(tmp_path):
+    """As in a notebook, whose cells run inside its loop."""
+
+    async def notebook(store):
+        return collect([WeightedAgent(Script(r"\boxed{42}"), 5)], [ONE], store, CollectConfig())
+
+    with TrajectoryStore(tmp_path) as store:
+        assert asyncio.run(notebook(store)) == 0
+        assert len(store) == 5
+
+
+def test_errors_and_ctrl_c_come_through_from_a_running_loop(tmp_path):
+    async def notebook(agent, store):
+        return collect([WeightedAgent(agent, 50)], [ONE], store, CollectConfig(concurrency=1))
+
+    class Stopping(Script):
+        @asynccontextmanager
+        async def episode(self, question, *, sample, seed):
+            if sample == 7:
+                os.kill(os.getpid(), signal.SIGINT)  # handled in the main thread
+                await asyncio.sleep(30)
+            yield ScriptedEpisode([Action(r"\boxed{42}")])
+
+    with TrajectoryStore(tmp_path) as store:
+        with pytest.raises(DataError):
+            asyncio.run(notebook(OracleAgent([]), store))
+        # Not under `asyncio.run`, which has a handler of its own for the main thread.
+        loop = asyncio.new_event_loop()
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(notebook(Stopping(), store))
+        loop.close()
+        assert len(store) == 7, "what was finished is kept"
+
+
+def test_acollect_leaves_the_loop_free_and_keeps_what_is_finished_when_cancelled(tmp_path):
+    class Last(Script):
+        @asynccontextmanager
+        async def episode(self, question, *, sample, seed):
+            if sample == 3:
+                await asyncio.Event().wait()
+            yield ScriptedEpisode([Action(r"\boxed{42}")])
+
+    async def main(store):
+        enough = asyncio.Event()
+        work = asyncio.create_task(
+            acollect(
+                [WeightedAgent(Last(), 4)],
+                [ONE],
+                store,
+                CollectConfig(),
+                progress=lambda _, done, __: done == 3 and enough.set(),
+            )
+        )
+        await enough.wait()
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        assert await acollect([WeightedAgent(Script("x"))], [ONE], store, CollectConfig()) == 0
+
+    with TrajectoryStore(tmp_path) as store:
+        asyncio.run(main(store))
+        assert sorted(store.keys()) == ["p#script#0", *(f"p#script#{n}" for n in (1, 2))]
+
+
+# Deadlines and retries.
+
+
+class Unsteady:
+    """Turns raise `errors` one after another, or wait for ever; then they answer."""
+
+    def __init__(self, *errors, turns=(r"\boxed{42}",), opening=()):
+        self.name = "unsteady"
+        self.errors, self.turns, self.opening = list(errors), turns, list(opening)
+        self.asked = 0
+
+    @asynccontextmanager
+    async def episode(self, question, *, sample, seed):
+        if self.opening and (error := self.opening.pop(0)):
+            raise error
+        yield UnsteadyEpisode(self)
+
+
+class UnsteadyEpisode(ScriptedEpisode):
+    def __init__(self, owner):
+        super().__init__([Action(text) for text in owner.turns])
+        self._owner = owner
+
+    async def act(self, observation):
+        self._owner.asked += 1
+        if self._owner.errors and (error := self._owner.errors.pop(0)):
+            if error == "hang":
+                await asyncio.Event().wait()
+            raise error
+        return await super().act(observation)
+
+
+@pytest.mark.parametrize(
+    "error", [InfraError("busy"), ConnectionResetError("gone"), TimeoutError()], ids=repr
+)
+def test_a_failed_request_is_sent_again(gather, error):
+    """The episode is begun anew: nothing of the failed one is left in the record."""
+    agent = Unsteady(error, None, error, turns=[code_block("6 * 7"), r"\boxed{42}"])
+    (trajectory,) = gather(agent, retries=2)
+    assert trajectory.reward == 1.0
+    assert [turn.observation for turn in trajectory.turns] == ["42", ""]
+    assert agent.asked == 1 + 2 + 2
+
+
+def test_a_failed_request_of_a_model_leaves_no_trace(tmp_path, gather, taught):
+    """The same tokens as without the failure, none of them twice."""
+
+    class Stumbling(Watched):
+        failing = 2
+
+        @asynccontextmanager
+        async def session(self):
+            async with super().session() as session:
+                yield StumblingSession(self, session)
+
+    class StumblingSession(WatchedSession):
+        async def complete(self, request):
+            if self._owner.failing and len(request.ids) > 40:
+                self._owner.failing -= 1
+                raise InfraError("busy")
+            return await self._session.complete(request)
+
+    params = SamplingParams(max_turn_tokens=40, max_tokens=400)
+    with load_policy(taught, params, name="taught") as policy:
+        stumbling = LLMAgent(Stumbling(policy.model), policy.renderer, params)
+        once = gather(stumbling, PROBLEMS[:3], samples=2, concurrency=1)
+        assert stumbling.model.failing == 0
+        assert once == gather(policy, PROBLEMS[:3], samples=2, concurrency=1, file="u.jsonl")
+
+
+def test_opening_an_episode_is_tried_again_too(gather):
+    agent = Unsteady(opening=[InfraError("no route"), OSError("no route"), None])
+    assert gather(agent, retries=2)[0].reward == 1.0
+
+
+def failures(tmp_path):
+    return [t.grade.detail for t in read_trajectories(failed_path(tmp_path / "t.jsonl"))]
+
+
+@pytest.mark.parametrize("place", ["turn", "opening"])
+def test_a_request_that_fails_for_good_never_ends_the_run(tmp_path, gather, place):
+    class Some(Unsteady):
+        @asynccontextmanager
+        async def episode(self, question, *, sample, seed):
+            errors = [ValueError("odd")] if sample % 3 == 0 else []
+            self.errors, self.opening = (errors, []) if place == "turn" else ([], errors)
+            async with super().episode(question, sample=sample, seed=seed) as episode:
+                yield episode
+
+    found = gather(Some(), samples=40, retries=2, concurrency=1)
+    assert len(found) == 26
+    assert all(t.reward == 1.0 for t in found)
+    assert len(failures(tmp_path)) == 14
+    assert all(text.startswith("ValueError: odd (") for text in failures(tmp_path))
+
+
+def test_a_turn_over_its_deadline_is_infra(tmp_path, gather):
+    agent = Unsteady(None, "hang", turns=[code_block("6 * 7"), r"\boxed{42}"])
+    with pytest.raises(InfraError, match="1 of 1"):
+        gather(agent, turn_seconds=0.3)
+    (failed,) = read_trajectories(failed_path(tmp_path / "t.jsonl"))
+    assert failed.grade.detail == "no answer within 0.3 s (turn_seconds)"
+    assert failed.stop_reason is StopReason.INFRA
+    assert [turn.observation for turn in failed.turns] == ["42"], "what there was is kept"
+    assert agent.asked == 2, "a slow answer is not asked for again"
+
+
+def test_an_episode_over_its_deadline_is_infra_and_its_cell_comes_to_its_end(tmp_path, gather):
+    agent = Script(code_block("import time; time.sleep(0.6); print(7)"), r"\boxed{42}")
+    with pytest.raises(InfraError, match="1 of 1"):
+        gather(agent, trajectory_seconds=0.3)
+    (failed,) = read_trajectories(failed_path(tmp_path / "t.jsonl"))
+    assert failed.grade.detail == ("the episode was not over after 0.3 s (trajectory_seconds)")
+    assert not failed.counts
+
+
+def test_waiting_for_a_slot_does_not_count_against_the_turn(gather):
+    class Slow(Script):
+        @asynccontextmanager
+        async def episode(self, question, *, sample, seed):
+            yield SlowEpisode([Action(r"\boxed{42}")])
+
+    class SlowEpisode(ScriptedEpisode):
+        async def act(self, observation):
+            await asyncio.sleep(0.1)
+            return await super().act(observation)
+
+    assert len(gather(Slow(), samples=6, slots=1, turn_seconds=0.5)) == 6
+
+
 # Failures of the machinery.
 
 
@@ -378,7 +788,8 @@ def test_failures_of_others_are_not_forgotten(tmp_path, gather):
 def test_collect_returns_how_many_failed(tmp_path, interpreter):
     with TrajectoryStore(tmp_path) as store:
         members = [WeightedAgent(Failing(samples={2}), 4)]
-        assert collect(members, [ONE], store, CollectConfig(), interpreter=interpreter) == 1
+        config = CollectConfig(backoff_seconds=0.001)
+        assert collect(members, [ONE], store, config, interpreter=interpreter) == 1
         assert len(store) == 3
 
 
