@@ -47,11 +47,41 @@ COMMANDS: dict[str, Command] = {
         "run the online loop of a recipe, for one or more learners",
         "mathenv iterate --recipe tiny --learners mdpo raft sft --seeds 0 1 2 --out runs/table",
     ),
+    "plan": Command(
+        "benchmarks.commands.plan",
+        "PlanCommand",
+        "say what a recipe needs on given GPUs: memory and time",
+        "mathenv plan mistral-7b-v0.3 --gpus 8xA100-80G",
+    ),
+    "doctor": Command(
+        "benchmarks.commands.doctor",
+        "Doctor",
+        "check the sandbox and the grader on this machine",
+        "mathenv doctor",
+    ),
     "bench": Command(
         "benchmarks.commands.bench",
         "Bench",
         "measure an agent on one or more suites",
         "mathenv bench words --limit 100",
+    ),
+    "compare": Command(
+        "benchmarks.commands.compare",
+        "Compare",
+        "compare two benchmark runs problem by problem",
+        "mathenv compare runs/bench/gsm8k-sft runs/bench/gsm8k-mdpo",
+    ),
+    "tables": Command(
+        "benchmarks.commands.tables",
+        "Tables",
+        "print finished benchmark runs as a markdown or LaTeX table",
+        "mathenv tables runs/bench --format latex",
+    ),
+    "view": Command(
+        "benchmarks.commands.view",
+        "View",
+        "make an HTML page of a run and open it",
+        "mathenv view runs/demo",
     ),
     "solve": Command(
         "benchmarks.commands.solve",
@@ -65,11 +95,47 @@ COMMANDS: dict[str, Command] = {
         "sample trajectories into a file",
         "mathenv collect words --agent transformers --model DIR --n 4 --out rollouts",
     ),
+    "convert": Command(
+        "benchmarks.commands.convert",
+        "Convert",
+        "turn written solutions into demonstrations",
+        "mathenv convert gsm8k.jsonl --from gsm8k --model DIR --out demonstrations",
+    ),
+    "grade": Command(
+        "benchmarks.commands.grade",
+        "GradeCommand",
+        "grade stored answers again, without a model",
+        "mathenv grade rollouts/trajectories.jsonl --policy paper",
+    ),
+    "export": Command(
+        "benchmarks.commands.export",
+        "Export",
+        "write trajectories or pairs for other trainers (OpenAI chat, TRL)",
+        "mathenv export rollouts --format trl --out pairs.jsonl",
+    ),
+    "import": Command(
+        "benchmarks.commands.export",
+        "Import",
+        "read conversations or pairs of other trainers",
+        "mathenv import pairs.jsonl --out rollouts",
+    ),
     "train": Command(
         "benchmarks.commands.train",
         "TrainCommand",
         "train a learner on stored trajectories",
         "mathenv train mdpo --trajectories rollouts --policy DIR --reference DIR --out OUT",
+    ),
+    "replay": Command(
+        "benchmarks.commands.replay",
+        "Replay",
+        "run recorded cells again: does this sandbox behave like the record?",
+        "mathenv replay runs/words/trajectories.jsonl --limit 100",
+    ),
+    "throughput": Command(
+        "benchmarks.commands.throughput",
+        "Throughput",
+        "measure speed beside what people use instead",
+        "mathenv throughput interpreter --json throughput.json",
     ),
 }
 
@@ -105,14 +171,15 @@ def _run(words: list[str]) -> int:
         return EXIT_ERROR
     kind: Any = getattr(import_module(command.module), command.type_name)
     about = (inspect.getdoc(kind) or "").split("Args:")[0].rstrip()
+    defaults = getattr(kind, "defaults", None)
     # A recipe's flags keep their prefixes: `lr` alone would not say whose.
-    has_recipe = hasattr(kind, "defaults")
+    has_recipe = hasattr(kind, "settings")
     request = tyro.cli(
         kind,
         prog=f"mathenv {words[0]}",
         description=f"{about}\n\nExample:\n    {command.example}",
         args=words[1:],
-        default=kind.defaults(words[1:]) if has_recipe else None,
+        default=defaults(words[1:]) if defaults else None,
         config=(
             tyro.conf.DisallowNone,
             tyro.conf.PositionalMetavarFromFieldName,

@@ -1,6 +1,19 @@
-"""Sandboxed Python sessions behind one protocol (`base`); `local` runs them on this machine."""
+"""Sandboxed Python sessions behind one protocol (`base`): on this machine, or in Docker."""
 
-from mathenv.interpreter.base import Interpreter, Limits, Session
+from mathenv.interpreter.aio import AsyncInterpreter, AsyncSession
+from mathenv.interpreter.base import ForkError, Interpreter, Limits, Session
+from mathenv.interpreter.docker import DockerInterpreter, DockerSession
 from mathenv.interpreter.local import LocalInterpreter, LocalSession
 
-__all__ = ["Interpreter", "Limits", "LocalInterpreter", "LocalSession", "Session"]
+__all__ = [
+    "AsyncInterpreter",
+    "AsyncSession",
+    "DockerInterpreter",
+    "DockerSession",
+    "ForkError",
+    "Interpreter",
+    "Limits",
+    "LocalInterpreter",
+    "LocalSession",
+    "Session",
+]

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from mathenv.errors import MathEnvError
 from mathenv.types import ExecutionResult
+
+RESTARTED = "[The session was restarted: names defined earlier are gone.]"
+
+
+class ForkError(MathEnvError):
+    """A session cannot be copied as it stands, such as while its threads run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +36,28 @@ class Session(Protocol):
     `ExecutionResult`. After a kill the next `run` starts in a fresh, empty session.
     """
 
-    def run(self, code: str) -> ExecutionResult: ...
+    def run(self, code: str) -> ExecutionResult:
+        """Run one cell. Raises `ConfigError` only if the session or interpreter is closed."""
+        ...
+
+    def fork(self) -> Session:
+        """An independent session that starts as a copy of this one, in milliseconds.
+
+        Copied: everything in memory (names, modules, the state of every random number
+        generator, the cell count), the files of the scratch folder, and open files of that
+        folder with their positions. From then on neither can change or end the other; the
+        copy has the same limits, with a CPU budget of its own. Not copied: pipes and other
+        descriptors (closed in the copy), pending alarms, file locks. The copy's scratch
+        folder may have another absolute path; relative paths go on working.
+
+        A session without state copies as one: one that has not started gives another that
+        has not, with the same seed; one that was lost gives one that says so.
+
+        Raises `ForkError` if the session's own code prevents it (threads that run, an answer
+        that does not come), `InfraError` if the machinery fails, `ConfigError` if the session
+        or the interpreter is closed.
+        """
+        ...
 
     def close(self) -> None:
         """Release everything. Safe to call twice."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import platform
 import queue
 import secrets
@@ -12,24 +13,26 @@ import threading
 import time
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from mathenv.errors import ConfigError, InfraError
-from mathenv.interpreter.base import Limits
+from mathenv.interpreter.base import RESTARTED, ForkError, Limits
 from mathenv.interpreter.output import OutputBuffer, clean, clip
 from mathenv.interpreter.process import (
     MAX_FRAME,
     REQUEST_SECONDS,
     START_SECONDS,
     End,
+    Launcher,
     Process,
+    SlowStartError,
     Zygote,
 )
 from mathenv.types import ExecutionResult, ExecutionStatus
 
 TIERS = ("namespaces", "seccomp", "rlimits")  # strongest first
 DEFAULT_LIMITS = Limits()
-RESTARTED = "[The session was restarted: names defined earlier are gone.]"
 
 
 class LocalSession:
@@ -56,6 +59,24 @@ class LocalSession:
             session_lost=self._lost,
             seconds=time.monotonic() - started,
         )
+
+    def fork(self) -> LocalSession:
+        """Copy the live session. See `Session.fork`; also raises as it does."""
+        if self._closed:
+            raise ConfigError("the session is closed: open a new one with Interpreter.session()")
+        copy = LocalSession(self._interpreter, self._seed)
+        copy._lost = self._lost
+        if self._process is not None:
+            try:
+                copy._process = self._interpreter._copy_process(self._process)
+            except (ForkError, InfraError):
+                if self._process.ended(0):
+                    self._discard()
+                raise
+            except BaseException:  # such as Ctrl-C in the host: it may still divide
+                self._discard()
+                raise
+        return copy
 
     def close(self) -> None:
         """End the process. Safe to call twice."""
@@ -181,10 +202,12 @@ def _cause_of_death(
 class LocalInterpreter:
     """Sessions on this Linux machine, each a confined fork of one warm process.
 
-    Takes the strongest tier of `TIERS` that works here and refuses to go below `min_tier`.
+    Takes the strongest tier of `TIERS` that works here and refuses to go below `min_tier`;
+    `tier` names one, to test it.
     At most `max_sessions` processes live at once; a session that needs one more waits.
+    The sessions are shared out among `zygotes`: if one dies, only its own sessions do.
 
-    Raises `InfraError` if no allowed tier works, `ConfigError` for an unknown `min_tier`.
+    Raises `InfraError` if no allowed tier works, `ConfigError` for a wrong argument.
     """
 
     def __init__(
@@ -193,11 +216,18 @@ class LocalInterpreter:
         *,
         max_sessions: int | None = None,
         min_tier: str | None = None,
+        tier: str | None = None,
+        zygotes: int = 2,
     ) -> None:
-        if min_tier is not None and min_tier not in TIERS:
-            raise ConfigError(f"min_tier={min_tier!r}: choose one of {', '.join(TIERS)}")
+        for name, value in (("min_tier", min_tier), ("tier", tier)):
+            if value is not None and value not in TIERS:
+                raise ConfigError(f"{name}={value!r}: choose one of {', '.join(TIERS)}")
+        if tier and min_tier and TIERS.index(tier) > TIERS.index(min_tier):
+            raise ConfigError(f"tier={tier!r} is weaker than min_tier={min_tier!r}")
         if max_sessions is not None and max_sessions < 1:
             raise ConfigError(f"max_sessions={max_sessions}: must be at least 1, or None")
+        if zygotes < 1:
+            raise ConfigError(f"zygotes={zygotes}: must be at least 1")
         if sys.platform != "linux":
             raise InfraError("LocalInterpreter needs Linux: use the Docker interpreter here")
         self.limits = limits
@@ -209,20 +239,24 @@ class LocalInterpreter:
         for _ in range(max_sessions or 0):
             self._slots.put(None)
         allowed = TIERS[: TIERS.index(min_tier) + 1] if min_tier else TIERS
-        self._zygotes = [_strongest(allowed, limits)]
-        self._finalizer = weakref.finalize(self, _close_all, self._zygotes)
+        allowed = (tier,) if tier else allowed
+        # Lists that the finaliser shares: what they hold may be replaced.
+        self._launchers = [_strongest(allowed, limits)]
+        self._zygotes: list[Zygote | None] = [None] * zygotes
+        self._turn = itertools.cycle(range(zygotes))
+        self._finalizer = weakref.finalize(self, _close_all, self._launchers, self._zygotes)
 
     @property
     def description(self) -> dict[str, str]:
         """What isolates the code: host, tier, versions, kernel, Landlock version."""
-        zygote = self._zygotes[-1]
+        launcher = self._launchers[-1]
         return {
             "host": "local",
-            "tier": zygote.tier,
-            "landlock": str(zygote.hello["landlock"]),
+            "tier": launcher.tier,
+            "landlock": str(launcher.hello["landlock"]),
             "kernel": platform.release(),
             "machine": platform.machine(),
-            **zygote.hello["versions"],
+            **launcher.hello["versions"],
         }
 
     def session(self, *, seed: int = 0) -> LocalSession:
@@ -241,6 +275,13 @@ class LocalInterpreter:
         self.close()
 
     def _start_process(self, seed: int) -> Process:
+        return self._in_slot(lambda: Process.start(self._live_zygote(), self.limits, seed))
+
+    def _copy_process(self, process: Process) -> Process:
+        return self._in_slot(lambda: process.fork(self.limits))
+
+    def _in_slot(self, make: Callable[[], Process]) -> Process:
+        """Make a process when fewer than `max_sessions` live."""
         if self._closed:
             raise ConfigError("the interpreter is closed: make a new one")
         if self._bounded:
@@ -249,7 +290,7 @@ class LocalInterpreter:
             except queue.Empty:
                 raise InfraError("no free session: raise max_sessions or close some") from None
         try:
-            return Process(self._live_zygote(), self.limits, seed)
+            return make()
         except BaseException:
             self._release_slot()
             raise
@@ -259,28 +300,41 @@ class LocalInterpreter:
             self._slots.put(None)
 
     def _live_zygote(self) -> Zygote:
-        """The zygote, or a new one of the same tier if it died or the host has forked."""
+        """The next zygote in turn, made anew if it died or the host has forked."""
         with self._lock:
-            if not self._zygotes[-1].alive():
-                old = self._zygotes.pop()
+            if not self._launchers[-1].alive():
+                old = self._launchers.pop()
                 old.close()
-                self._zygotes.append(Zygote(old.tier))
-            return self._zygotes[-1]
+                self._launchers.append(Launcher(old.tier))
+            number = next(self._turn)
+            zygote = self._zygotes[number]
+            if zygote is None or not zygote.alive():
+                if zygote is not None:
+                    zygote.close()
+                zygote = self._zygotes[number] = self._launchers[-1].new_zygote()
+            return zygote
 
 
-def _strongest(tiers: tuple[str, ...], limits: Limits) -> Zygote:
-    """Start the first tier in which a session really runs; the attempt is the test."""
+def _strongest(tiers: tuple[str, ...], limits: Limits) -> Launcher:
+    """Start the first tier in which a session really runs; the attempt is the test.
+
+    One that is too slow is an error: a busy machine must not get a weaker sandbox.
+    """
     failures = []
     for tier in tiers:
         try:
-            zygote = Zygote(tier)
+            launcher = Launcher(tier)
+        except SlowStartError:
+            raise
         except InfraError as error:
             failures.append(f"{tier}: {error}")
             continue
         try:
-            _try_cell(zygote, limits)
+            _try_cell(launcher, limits)
         except InfraError as error:
-            zygote.close()
+            launcher.close()
+            if isinstance(error, SlowStartError):
+                raise
             failures.append(f"{tier}: {error}")
             continue
         if tier == "rlimits":
@@ -290,25 +344,34 @@ def _strongest(tiers: tuple[str, ...], limits: Limits) -> Zygote:
                 RuntimeWarning,
                 stacklevel=3,
             )
-        return zygote
+        return launcher
     raise InfraError(
         "no sandbox of the required strength works here; lower min_tier or use the Docker "
         f"interpreter. Tried {'; '.join(failures)}"
     )
 
 
-def _try_cell(zygote: Zygote, limits: Limits) -> None:
-    process = Process(zygote, limits, 0)
+def _try_cell(launcher: Launcher, limits: Limits) -> None:
+    zygote = launcher.new_zygote()
     try:
-        process.send({"nonce": "", "code": "1 + 1"})
-        deadline = time.monotonic() + REQUEST_SECONDS
-        reply = process.receive(deadline, OutputBuffer(1000), 1 << 20)
+        process = Process.start(zygote, limits, 0)
+        try:
+            process.send({"nonce": "", "code": "1 + 1"})
+            deadline = time.monotonic() + REQUEST_SECONDS
+            reply = process.receive(deadline, OutputBuffer(1000), 1 << 20)
+        finally:
+            process.kill()
     finally:
-        process.kill()
+        zygote.close()
+    if reply is End.LATE:
+        raise SlowStartError("1 + 1 took too long")
     if not isinstance(reply, dict) or reply.get("text") != "2":
         raise InfraError(f"1 + 1 gave {reply}")
 
 
-def _close_all(zygotes: list[Zygote]) -> None:
+def _close_all(launchers: list[Launcher], zygotes: list[Zygote | None]) -> None:
     for zygote in zygotes:
-        zygote.close()
+        if zygote is not None:
+            zygote.close()
+    for launcher in launchers:
+        launcher.close()

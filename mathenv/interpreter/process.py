@@ -18,20 +18,26 @@ import tempfile
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from mathenv.errors import InfraError
-from mathenv.interpreter.base import Limits
-from mathenv.interpreter.output import OutputBuffer
+from mathenv.errors import InfraError, MathEnvError
+from mathenv.interpreter.base import ForkError, Limits
+from mathenv.interpreter.output import OutputBuffer, clean
 
 UNPRIVILEGED_UID = 65534  # "nobody", used when the host runs as root
 START_SECONDS = 60.0  # importing sympy on a busy machine
 REQUEST_SECONDS = 30.0
+FORK_SECONDS = 15.0
 CLOSE_SECONDS = 5.0
 MAX_FRAME = 1 << 20
 _RUNNER = Path(__file__).with_name("runner.py")
+
+
+class SlowStartError(InfraError):
+    """Something did not start in time, as on a busy machine: no sign that it cannot."""
 
 
 class End(Enum):
@@ -43,44 +49,115 @@ class End(Enum):
     GARBAGE = "the channel held something else than a frame"
 
 
+class Folders:
+    """The folder on disk that a session and its copies share; gone with the last of them."""
+
+    def __init__(self, root: str | None) -> None:
+        self.root = root
+        self.users: list[None] = []  # a list, because `pop` needs no lock
+
+    def release(self, home: str | None) -> None:
+        """Remove the files of one user, and everything if it was the last."""
+        self.users.pop()
+        path = home if self.users else self.root
+        if path is not None:
+            _remove(path)
+
+
 class Process:
     """One confined process: its frame channel, output pipe and process descriptor."""
 
-    def __init__(self, zygote: Zygote, limits: Limits, seed: int) -> None:
-        self.zygote = zygote
-        self.scratch = zygote.new_scratch()
+    def __init__(self, zygote: Zygote, folders: Folders, channel: socket.socket, output: int):
+        self.zygote, self.folders, self.channel, self.output = zygote, folders, channel, output
         self.pid, self.pidfd, self.stopped = 0, -1, False
-        self.channel, theirs = socket.socketpair()
-        self.output, write_end = os.pipe()
-        try:
-            request = {"op": "open", "seed": seed, "scratch": self.scratch}
+        self.home = f"{folders.root}/home" if folders.root else None
+        self._incoming = bytearray()
+        folders.users.append(None)
+        os.set_blocking(output, False)
+
+    @classmethod
+    def start(cls, zygote: Zygote, limits: Limits, seed: int) -> Process:
+        """A new session. Raises `InfraError`."""
+        folders = Folders(zygote.new_scratch())
+        with _pipes() as (channel, output, theirs):
+            process = cls(zygote, folders, channel, output)
+            request = {"op": "open", "seed": seed, "scratch": folders.root}
             request["limits"] = dataclasses.asdict(limits)
-            reply, fds = zygote.request(request, [theirs.fileno(), write_end])
-            self.pid, self.pidfd = int(reply["pid"]), fds[0]
-        except BaseException:
-            self.kill()
-            raise
-        finally:
-            theirs.close()
-            os.close(write_end)
-        os.set_blocking(self.output, False)
+            try:
+                process._attach(*zygote.request(request, theirs))
+                process._wait_until_ready()
+            except BaseException:
+                process.kill()
+                raise
+        return process
+
+    def fork(self, limits: Limits) -> Process:
+        """A copy of the session that this process runs.
+
+        Raises `ForkError`, after which this process may have been killed, or `InfraError`.
+        """
+        if self.stopped:
+            raise ForkError("threads still run in the session: join them in a cell first")
+        with _pipes() as (channel, output, theirs):
+            copy = Process(self.zygote, self.folders, channel, output)
+            copy.home, hidden = None, -1
+            try:
+                with self.zygote.forking:  # so that there is at most one process yet unknown
+                    request = {"op": "allow", "pid": self.pid, "file_bytes": limits.file_bytes}
+                    answer, (hidden,) = self.zygote.request(request, [])
+                    copy.home = answer["home"] if self.folders.root else None
+                    problem = self._split(copy, theirs)
+                if problem:
+                    raise ForkError(f"the session cannot be copied: {problem}")
+                copy.send({"home": answer["home"]}, [hidden])
+                copy._wait_until_ready(ForkError if self.zygote.alive() else InfraError)
+            except BaseException:
+                copy.kill()
+                raise
+            finally:
+                if hidden >= 0:
+                    os.close(hidden)
+        return copy
+
+    def _split(self, copy: Process, theirs: list[int]) -> str:
+        """Make the process divide and take charge of the copy; what went wrong, or ""."""
+        nonce = secrets.token_hex(8)
+        self.send({"nonce": nonce}, theirs)
+        deadline = time.monotonic() + FORK_SECONDS
+        reply = self.receive(deadline, OutputBuffer(0), 1 << 20)
+        if isinstance(reply, End) or reply.get("nonce") != nonce:
+            reply = {"error": "it did not answer as it should, and was killed"}
+            self.signal(signal.SIGKILL)
+            self.ended(FORK_SECONDS)
+        pid = reply.get("pid")
+        adopt = {"op": "adopt", "pid": self.pid, "copy": pid if isinstance(pid, int) else 0}
+        try:
+            copy._attach(*self.zygote.request(adopt, []))
+        except InfraError as error:
+            if not self.zygote.alive():
+                raise
+            return clean(str(reply.get("error", error)))[:500]
+        return ""
+
+    def _attach(self, reply: dict[str, Any], fds: list[int]) -> None:
+        self.pid, self.pidfd = int(reply["pid"]), fds[0]
         self._poll, self._poll_quiet = select.poll(), select.poll()
         for fd in (self.channel.fileno(), self.pidfd):
             self._poll.register(fd, select.POLLIN)
             self._poll_quiet.register(fd, select.POLLIN)
         self._poll.register(self.output, select.POLLIN)
-        self._incoming = bytearray()
-        self._wait_until_ready()
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, failure: type[MathEnvError] = InfraError) -> None:
         reply = self.receive(time.monotonic() + REQUEST_SECONDS, OutputBuffer(1000), 1 << 20)
-        if not isinstance(reply, dict) or "ready" not in reply:
-            self.kill()
-            detail = reply.get("setup_error") if isinstance(reply, dict) else reply.value
-            raise InfraError(f"a session could not be confined: {detail}")
+        if isinstance(reply, dict) and "ready" in reply:
+            return
+        detail = reply.get("setup_error") if isinstance(reply, dict) else reply.value
+        if reply is End.LATE and failure is InfraError:
+            failure = SlowStartError
+        raise failure(f"the session could not be set up: {detail}")
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Send one frame. A process that has gone is noticed by `receive`."""
+    def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        """Send one frame, then descriptors. A process that has gone is noticed by `receive`."""
         if self.stopped:
             self.signal(signal.SIGCONT)
             self.stopped = False
@@ -88,6 +165,8 @@ class Process:
         with contextlib.suppress(OSError):
             self.channel.settimeout(REQUEST_SECONDS)
             self.channel.sendall(struct.pack(">I", len(body)) + body)
+            if fds:
+                socket.send_fds(self.channel, [b"\0"], fds)
 
     def receive(self, deadline: float, output: OutputBuffer, most: int) -> dict[str, Any] | End:
         """Return the next frame, or why none came by `deadline`, draining output meanwhile."""
@@ -174,13 +253,30 @@ class Process:
         if self.pidfd >= 0:
             if mine:
                 self.signal(signal.SIGKILL)
-                if self.scratch:  # nothing may write there while it is removed
+                if self.folders.root:  # nothing may write there while it is removed
                     self.ended(5.0)
             os.close(self.pidfd)
         if self.pid and mine:
             self.zygote.dead.append(self.pid)
-        if self.scratch and mine:
-            _remove(self.scratch)
+        if mine:
+            self.folders.release(self.home)
+
+
+@contextlib.contextmanager
+def _pipes() -> Iterator[tuple[socket.socket, int, list[int]]]:
+    """Our ends of a channel and of an output pipe, and theirs, which are closed at the end."""
+    channel, theirs = socket.socketpair()
+    try:
+        output, write_end = os.pipe()
+    except OSError:
+        channel.close()
+        theirs.close()
+        raise
+    try:
+        yield channel, output, [theirs.fileno(), write_end]
+    finally:
+        theirs.close()
+        os.close(write_end)
 
 
 def _remove(path: str) -> None:
@@ -192,6 +288,7 @@ def _remove(path: str) -> None:
     """
     pending, moved = [path], 0
     with contextlib.suppress(OSError):
+        os.chmod(path, 0o700)
         while pending:
             folder = pending.pop()
             with os.scandir(folder) as entries:
@@ -206,15 +303,13 @@ def _remove(path: str) -> None:
             os.rmdir(folder)
 
 
-class Zygote:
-    """The running launcher and zygote of one tier. Requests are serialised by a lock."""
+class Launcher:
+    """The running launcher and nursery of one tier."""
 
     def __init__(self, tier: str) -> None:
         self.tier = tier
         self.host_pid = os.getpid()
-        self.dead: deque[int] = deque()  # appended to without the lock
         self._lock = threading.Lock()
-        self._count = 0
         self.root = tempfile.mkdtemp(prefix="mathenv-") if tier != "namespaces" else None
         uid = os.getuid() or UNPRIVILEGED_UID
         config = {"tier": tier, "uid": uid, "scratch": self.root, "host_pid": self.host_pid}
@@ -226,11 +321,11 @@ class Zygote:
             theirs.close()
         try:
             self.control.settimeout(START_SECONDS)
-            self.hello = self._receive()[0]
+            self.hello = _receive(self.control)[0]
         except (OSError, InfraError) as error:
             text = f"{error} {self._stderr()}".strip()
             self.close()
-            raise InfraError(text) from None
+            raise _kind(error)(text) from None
 
     def _launch(self, theirs: socket.socket, config: dict[str, Any]) -> subprocess.Popen[bytes]:
         # -s -P with an environment of our own is -I, except that -I would ignore
@@ -257,36 +352,24 @@ class Zygote:
         self._errors.seek(0)
         return self._errors.read(4000).decode("utf-8", "replace").strip()
 
-    def _receive(self) -> tuple[dict[str, Any], list[int]]:
-        packet, fds, _, _ = socket.recv_fds(self.control, 1 << 16, 2)
-        if not packet:
-            raise InfraError("the interpreter process ended")
-        reply: dict[str, Any] = json.loads(packet)
-        if "error" in reply:
-            raise InfraError(reply["error"])
-        return reply, fds
-
-    def request(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
-        """Ask the zygote. Raises `InfraError`, after which `alive` may be False."""
-        with self._lock:
-            dead = [self.dead.popleft() for _ in range(len(self.dead))]
-            data = json.dumps({**message, "dead": dead}).encode()
-            try:
-                self.control.settimeout(REQUEST_SECONDS)
-                socket.send_fds(self.control, [data], fds)
-                return self._receive()
-            except OSError as error:
-                self.close()
-                raise InfraError(f"the interpreter process does not answer: {error}") from error
+    def new_zygote(self) -> Zygote:
+        """Fork a zygote from the nursery. Raises `InfraError`."""
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with self._lock:
+                socket.send_fds(self.control, [b"{}"], [theirs.fileno()])
+            theirs.close()
+            control.settimeout(REQUEST_SECONDS)
+            _receive(control)
+        except (OSError, InfraError) as error:
+            theirs.close()
+            control.close()
+            text = f"no zygote could be started: {error} {self._stderr()}"
+            raise _kind(error)(text) from None
+        return Zygote(self, control)
 
     def alive(self) -> bool:
         return os.getpid() == self.host_pid and self._launcher.poll() is None
-
-    def new_scratch(self) -> str | None:
-        """Name of a folder the next session will make; None where it mounts its own."""
-        if self.root is None:
-            return None
-        return f"{self.root}/{secrets.token_hex(8)}"
 
     def close(self) -> None:
         """End the launcher and everything below it. Safe to call twice."""
@@ -303,3 +386,65 @@ class Zygote:
         self._errors.close()
         if self.root is not None:
             _remove(self.root)
+
+
+def _kind(error: Exception) -> type[InfraError]:
+    return SlowStartError if isinstance(error, TimeoutError) else InfraError
+
+
+def _receive(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    packet, fds, _, _ = socket.recv_fds(control, 1 << 16, 2)
+    if not packet:
+        raise InfraError("the interpreter process ended")
+    reply: dict[str, Any] = json.loads(packet)
+    if "error" in reply:
+        raise InfraError(reply["error"])
+    return reply, fds
+
+
+class Zygote:
+    """A process that forks sessions. Requests are serialised by a lock."""
+
+    def __init__(self, launcher: Launcher, control: socket.socket) -> None:
+        self.launcher, self.control = launcher, control
+        self.host_pid = launcher.host_pid
+        self.dead: deque[int] = deque()  # appended to without the lock
+        self.forking = threading.Lock()
+        self._lock = threading.Lock()
+
+    def request(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
+        """Ask the zygote. Raises `InfraError`, after which `alive` may be False."""
+        with self._lock:
+            dead = [self.dead.popleft() for _ in range(len(self.dead))]
+            data = json.dumps({**message, "dead": dead}).encode()
+            try:
+                self.control.settimeout(REQUEST_SECONDS)
+                socket.send_fds(self.control, [data], fds)
+                return _receive(self.control)
+            except OSError as error:
+                self.close()
+                text = f"the interpreter process does not answer: {error}"
+                raise _kind(error)(text) from error
+            except InfraError:
+                raise
+            except BaseException:  # such as Ctrl-C: the answer would be taken for the next one
+                self.close()
+                raise
+
+    def alive(self) -> bool:
+        if os.getpid() != self.host_pid or self.control.fileno() < 0:
+            return False
+        poll = select.poll()
+        poll.register(self.control, 0)  # POLLHUP is always reported
+        return not poll.poll(0)
+
+    def new_scratch(self) -> str | None:
+        """Name of a folder the next session will make; None where it mounts its own."""
+        if self.launcher.root is None:
+            return None
+        return f"{self.launcher.root}/{secrets.token_hex(8)}"
+
+    def close(self) -> None:
+        """End the zygote and its sessions. Safe to call twice."""
+        if os.getpid() == self.host_pid:  # a forked copy of the host must not end its parent's
+            self.control.close()

@@ -1,67 +1,57 @@
 """The program that runs model-written code: a warm process that forks confined sessions.
 
-One file, standard library only (plus `sandbox.py` beside it), started by exec, never
-imported by `mathenv`. Three roles, each a fork of the one before:
+Standard library only (plus `sandbox.py` and `cells.py` beside it), started by exec, never
+imported by `mathenv`. Four roles, each a fork of the one before:
 
     launcher   enters the namespaces, waits, and ends everything when the host dies
-    zygote     imports sympy, numpy and mpmath once, warms them, forks a session on request
-    session    confines itself, then runs one cell after another
+    nursery    imports sympy, numpy and mpmath once, warms them, forks a zygote on request
+    zygote     forks sessions, and decides which of them may fork
+    session    confines itself, then runs one cell after another (`cells.py`)
 
-Wire formats: the zygote takes one JSON object per packet on a SOCK_SEQPACKET socket, with
-the session's descriptors attached. A session takes and sends frames: 4 bytes of length,
-big-endian, then JSON.
+The nursery and the zygotes take one JSON object per packet on a SOCK_SEQPACKET socket, with
+descriptors attached, and answer each.
 """
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
-import ast
-import builtins
 import contextlib
 import gc
 import importlib.util
+import io
 import json
-import linecache
-import mmap
 import os
 import platform
 import random
 import resource
+import secrets
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import sysconfig
-import threading
-import traceback
-import types
-import warnings
-from typing import Any, TextIO
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
-MAX_FRAME = 1 << 20
 PRELOAD = ("sympy", "numpy", "mpmath")
 SCRATCH = "/scratch"
-REPORT_BYTES = 64 << 20  # address space a session may use to report that it has run out
-ERROR_CHARS = 4000
-
-# Code that runs in a cell may replace any of these in their modules.
-_repr, _settrace, _setprofile = repr, sys.settrace, sys.setprofile
-_set_handler, _ignore = _signal.signal, _signal.SIG_IGN  # in C: not seen by a trace hook
-_raise_interrupt = signal.default_int_handler
-_saved_builtins = dict(vars(builtins))
-_restore_builtins = vars(builtins).update
+FAMILY_BYTES = 1 << 20  # the folders that hold the folders of a session and its copies
+MOST_TASKS = 1000  # threads of a session and all its copies
 
 
-def _load_sandbox() -> Any:
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandbox.py")
-    spec = importlib.util.spec_from_file_location("_mathenv_sandbox", path)
+def _load(name: str) -> Any:
+    """Load a file beside this one: nothing is imported from the host's folders."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"_mathenv_{name}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+sandbox, cells = _load("sandbox"), _load("cells")
 
 
 # -------------------------------------------------------------------------- launcher
@@ -75,38 +65,64 @@ def main() -> None:
         host = os.pidfd_open(os.getppid())
         if os.getppid() != config["host_pid"]:
             os._exit(1)
-        sandbox = _load_sandbox()
+        proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
         paths = library_paths()
-        _enter_tier(sandbox, config, paths)
+        sandbox.adopt_orphans()
+        _enter_tier(config, paths, proc)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         child = os.fork()
     except BaseException as error:
-        control.send(json.dumps({"error": _one_line(error)}).encode())
+        control.send(json.dumps({"error": cells.one_line(error)}).encode())
         os._exit(1)
     if child == 0:
         os.close(host)
-        zygote_main(sandbox, control, config, paths)
+        nursery_main(control, config, paths, proc)
         os._exit(0)
     control.close()
-    _outlive(host, child, config["scratch"])
+    _outlive(host, child, proc, config["scratch"])
 
 
-def _outlive(host: int, child: int, scratch: str | None) -> None:
-    """Wait until the host or the zygote ends, then leave nothing behind."""
-    zygote = os.pidfd_open(child)
-    select.select([host, zygote], [], [])
-    select.select([zygote], [], [], 2.0)  # its socket closes with the host: let it end in order
+def _outlive(host: int, child: int, proc: int, scratch: str | None) -> None:
+    """Wait until the host or the nursery ends, then leave nothing behind."""
+    nursery = os.pidfd_open(child)
+    select.select([host, nursery], [], [])
+    select.select([nursery], [], [], 2.0)  # its socket closes with the host: let it end in order
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    with contextlib.suppress(ChildProcessError):
+        while True:  # what a dead process leaves becomes our child
+            for pid in _children(proc):
+                os.kill(pid, signal.SIGKILL)
+            os.waitpid(-1, 0)
     host_died = bool(select.select([host], [], [], 0)[0])
     if scratch and host_died:
         subprocess.run(["rm", "-rf", "--", scratch], check=False)
     os._exit(0)
 
 
-def _enter_tier(sandbox: Any, config: dict[str, Any], paths: list[str]) -> None:
+def _children(proc: int) -> list[int]:
+    """Ids of this process's children as it sees them; `proc` is any view of /proc."""
+    own, found = _status("self", proc), []
+    depth = len(own["NSpid"])  # of our pid namespace below that of `proc`
+    for name in os.listdir(proc):
+        with contextlib.suppress(OSError):
+            if name.isdigit():
+                status = _status(name, proc)
+                if status["PPid"] == own["Pid"]:
+                    found.append(int(status["NSpid"][depth - 1]))
+    return found
+
+
+def _status(process: str, proc: int) -> dict[str, list[str]]:
+    fd = os.open(f"{process}/status", os.O_RDONLY, dir_fd=proc)
+    with open(fd, encoding="utf-8", errors="replace") as file:
+        pairs = (line.partition(":") for line in file)
+        return {name: values.split() for name, _, values in pairs}
+
+
+def _enter_tier(config: dict[str, Any], paths: list[str], proc: int) -> None:
     if config["tier"] != "namespaces":
         return
-    proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     is_root = os.geteuid() == 0
     if is_root:  # only root can reach libraries below a private home such as /root
         os.setgroups([])
@@ -116,7 +132,6 @@ def _enter_tier(sandbox: Any, config: dict[str, Any], paths: list[str]) -> None:
     sandbox.enter_user_namespace(others, config["uid"], proc)
     if not is_root:
         sandbox.build_root(paths, SCRATCH)
-    os.close(proc)
 
 
 def library_paths() -> list[str]:
@@ -137,13 +152,13 @@ def library_paths() -> list[str]:
     return kept
 
 
-# ---------------------------------------------------------------------------- zygote
+# --------------------------------------------------------------------------- nursery
 
 
-def zygote_main(
-    sandbox: Any, control: socket.socket, config: dict[str, Any], paths: list[str]
+def nursery_main(
+    control: socket.socket, config: dict[str, Any], paths: list[str], proc: int
 ) -> None:
-    """Warm up, say hello, then serve requests until the host closes the socket."""
+    """Warm up, say hello, then fork zygotes until the host closes the socket."""
     try:
         sandbox.die_with_parent()
         abi = 0 if config["tier"] == "rlimits" else sandbox.landlock_abi()
@@ -151,21 +166,36 @@ def zygote_main(
             raise OSError("this kernel has no Landlock (needs 5.13 with CONFIG_SECURITY_LANDLOCK)")
         kept = 0
         if config["tier"] != "namespaces" and os.geteuid() == 0:
-            kept = _leave_root(sandbox, config, paths)
+            kept = _leave_root(config, paths)
         sandbox.die_with_parent()  # a change of user clears it
         sys.path[:] = [p for p in sys.path if any(f"{p}/".startswith(f"{k}/") for k in paths)]
         hello = {"versions": _warm_up(), "landlock": abi}
+        with contextlib.suppress(OSError):  # only faster
+            with open(os.open("self/maps", os.O_RDONLY, dir_fd=proc), encoding="utf-8") as maps:
+                sandbox.use_huge_pages(maps.read())
         sandbox.forbid_inspection()
+        sandbox.no_new_privileges()
     except BaseException as error:
-        control.send(json.dumps({"error": _one_line(error)}).encode())
+        control.send(json.dumps({"error": cells.one_line(error)}).encode())
         return
     control.send(json.dumps(hello).encode())
-    zygote = _Zygote(sandbox, control, paths, config["tier"] == "namespaces", abi, kept)
-    while zygote.serve_one():
-        pass
+    while True:
+        packet, fds, _, _ = socket.recv_fds(control, 1 << 16, 1)
+        if not packet:
+            return
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if os.fork() == 0:
+            control.close()
+            sandbox.die_with_parent()
+            zygote = Zygote(socket.socket(fileno=fds[0]), paths, proc, config["tier"], abi, kept)
+            zygote.serve()
+            os._exit(0)
+        os.close(fds[0])
 
 
-def _leave_root(sandbox: Any, config: dict[str, Any], paths: list[str]) -> int:
+def _leave_root(config: dict[str, Any], paths: list[str]) -> int:
     """Become an unprivileged user; return the capabilities kept.
 
     The right to read any file is kept where the libraries lie below a private directory.
@@ -191,174 +221,313 @@ def _world_readable(path: str) -> bool:
     return True
 
 
+# What sessions often do. The first time is slow: sympy imports and fills caches inside functions.
+_REHEARSAL = (
+    "from sympy import *; import math, itertools, fractions, decimal, functools, collections",
+    "x, y, z = symbols('x y z'); n = symbols('n', integer=True, positive=True)",
+    "print(solve(x**3 - 4*x**2 + x + 6, x), solve(x**2 - 2, x), solve(x**2 + x + 1))",
+    "print(solve([x + y - 3, x - y - 1], [x, y]), solve(Eq(2*x + 1, 7), x))",
+    "print(solve([x**2 + y**2 - 25, x + y - 7], (x, y)), solve(sqrt(x + 3) - x + 3, x))",
+    "print(solve(x**3 - 2, x), solve(x**3 + 1, x), solve(x**4 - 16, x), solve(2*x**3 - x, x))",
+    "print(solve(x**3 - 3*x + 1, x), solve([2*x + y - 5, x + 3*y - 5], [x, y]))",
+    "print(integrate(x**2*cos(x), x), factor(x**4 - 1))",
+    "print(solveset(x**2 - 5*x + 6, x), solve(x**2 - 4 > 0, x), nsolve(cos(x) - x, x, 1))",
+    "print(factor(x**3 - 1), expand((x + y)**3), simplify((x**2 - 1)/(x - 1)))",
+    "print(simplify(sin(x)**2 + cos(x)**2), trigsimp(sin(2*x)/sin(x)), sqrt(8) + Rational(2, 6))",
+    "print(diff(x**2*sin(x), x), integrate(x*exp(x), x), integrate(x**2, (x, 0, 1)))",
+    "print(apart(1/(x**2 - 1)), limit(sin(x)/x, x, 0), summation(n**2, (n, 1, 10)))",
+    "print(Matrix([[1, 2], [3, 4]]).inv(), Matrix([[2, 0], [0, 3]]).det(), latex(sqrt(x)/3))",
+    "print(factorint(360), isprime(97), gcd(12, 18), lcm(4, 6), binomial(10, 3), divisors(28))",
+    "print(N(pi, 20), sqrt(2).evalf(), Poly(x**2 - 1, x).all_roots(), nsimplify(0.25))",
+    "print(sympify('x + 1'), series(exp(x), x, 0, 3), floor(Rational(7, 2)), log(8, 2), I**2)",
+    "import numpy as np; np.random.seed(0); print(np.linalg.solve(np.eye(2), np.ones(2)))",
+    "print(np.array([1, 2]).sum(), np.roots([1, -3, 2]), np.arange(3).mean())",
+    "import mpmath; mpmath.quad(mpmath.sin, [0, 1])",
+)
+
+
 def _warm_up() -> dict[str, str]:
     """Import the libraries and run them once, so that every session starts with warm caches."""
     import mpmath  # type: ignore[import-untyped]
     import numpy
     import sympy
 
-    x = sympy.Symbol("x")
-    sympy.factor(x**3 - 1)
-    sympy.solve(x**3 - 8, x)
-    sympy.solve([x**2 - 2], [x])
-    sympy.simplify(sympy.sin(x) ** 2 + sympy.cos(x) ** 2)
-    sympy.integrate(x * sympy.exp(x), x)
-    sympy.latex(sympy.Rational(1, 3) + sympy.sqrt(2))
-    sympy.limit(sympy.sin(x) / x, x, 0)
-    sympy.Matrix([[1, 2], [3, 4]]).inv()
-    sympy.factorint(10**9 + 8)
-    sympy.N(sympy.pi, 30)
-    numpy.random.seed(0)
-    numpy.linalg.solve(numpy.eye(2), numpy.ones(2))
-    mpmath.quad(mpmath.sin, [0, 1])
+    namespace: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for cell in _REHEARSAL:
+            exec(cell, namespace)
+    namespace.clear()
     gc.collect()
     gc.freeze()  # the collector leaves these objects alone: their pages stay shared
     modules = (sympy, numpy, mpmath)
     return {"python": platform.python_version()} | {m.__name__: m.__version__ for m in modules}
 
 
-class _Zygote:
-    """Forks sessions and collects their exit codes. Single-threaded."""
+# ---------------------------------------------------------------------------- zygote
+
+
+@dataclass
+class _Family:
+    """A session and its copies. They share a mount namespace, open here as `mounts`."""
+
+    mounts: int | None
+    members: int = 0
+
+
+@dataclass
+class _Member:
+    """A running session: its folder for files, and the hidden one that holds its copies'."""
+
+    family: _Family
+    home: str
+    forks: str
+
+
+class Zygote:
+    """Forks sessions, collects their exit codes, and grants single forks. Single-threaded."""
 
     def __init__(
         self,
-        sandbox: Any,
         control: socket.socket,
         paths: list[str],
-        namespaces: bool,
+        proc: int,
+        tier: str,
         abi: int,
         kept: int,
     ) -> None:
-        self.sandbox, self.control, self.paths = sandbox, control, paths
-        self.namespaces, self.abi, self.kept = namespaces, abi, kept
-        self.children: set[int] = set()  # not yet waited for
+        self.control, self.paths, self.proc, self.abi, self.kept = control, paths, proc, abi, kept
+        self.namespaces = tier == "namespaces"
+        self.sessions: dict[int, _Member] = {}  # not yet waited for
         self.dead: list[int] = []  # those of them that the host has killed
-        if namespaces:
-            self.own_pids = os.pidfd_open(os.getpid())
-            self.program = sandbox.seccomp_filter(1)
+        self.allowed = 0  # the session that may fork once
+        self.prepared: _Member | None = None  # folders for its copy
+        self.listener = -1
+        with contextlib.suppress(OSError):  # a container that has a listener: sessions cannot fork
+            self.listener = sandbox.watch_forks()
+        self.program = sandbox.seccomp_filter(forks=self.listener >= 0)
+        if self.namespaces:
+            self.own_mounts = os.open("self/ns/mnt", os.O_RDONLY, dir_fd=proc)
+        control.send(b"{}")
 
-    def serve_one(self) -> bool:
+    def serve(self) -> None:
+        """Answer the host and the sessions until the host has gone."""
+        poll = select.poll()
+        poll.register(self.control, select.POLLIN)
+        if self.listener >= 0:
+            poll.register(self.listener, select.POLLIN)
+        while True:
+            ready = dict(poll.poll())
+            asked = ready.get(self.listener, 0) & select.POLLIN
+            if asked and sandbox.decide_fork(self.listener, self.allowed):
+                self.allowed = 0
+            if self.control.fileno() in ready and not self._serve_one():
+                return
+
+    def _serve_one(self) -> bool:
         """Answer one request; False when the host has gone."""
         packet, fds, _, _ = socket.recv_fds(self.control, 1 << 16, 4)
         if not packet:
-            for pid in tuple(self.children):
+            for pid in tuple(self.sessions):
                 self._end(pid)
             return False
         request = json.loads(packet)
         self.dead = [pid for pid in self.dead + request["dead"] if not self._wait(pid, os.WNOHANG)]
+        answers = {"open": self._open, "end": self._autopsy, "allow": self._allow}
         try:
-            if request["op"] == "open":
-                pid, pidfd = self._open(request, fds)
-                socket.send_fds(self.control, [json.dumps({"pid": pid}).encode()], [pidfd])
-                os.close(pidfd)
-            else:
-                self.control.send(json.dumps(self._end(request["pid"])).encode())
+            answer, sent = answers.get(request["op"], self._adopt)(request, fds)
         except OSError as error:
-            self.control.send(json.dumps({"error": _one_line(error)}).encode())
-        finally:
-            for fd in fds:
-                os.close(fd)
+            answer, sent = {"error": cells.one_line(error)}, []
+        socket.send_fds(self.control, [json.dumps(answer).encode()], sent)
+        for fd in fds + sent:
+            os.close(fd)
         return True
 
-    def _wait(self, pid: int, flags: int) -> dict[str, float] | None:
+    def _wait(self, pid: int, flags: int) -> dict[str, Any] | None:
         """How a child ended (exit code, or minus the signal); None while it runs."""
         done, status, usage = os.wait4(pid, flags)
         if not done:
             return None
-        self.children.discard(pid)
+        if (member := self.sessions.pop(pid, None)) is not None:
+            self._release(member)
         code = os.waitstatus_to_exitcode(status)
         return {"code": code, "cpu": usage.ru_utime + usage.ru_stime, "rss": usage.ru_maxrss * 1024}
 
-    def _end(self, pid: int) -> dict[str, float] | None:
+    def _end(self, pid: int) -> dict[str, Any]:
         """Kill a session if it still runs and say how it ended."""
         os.kill(pid, signal.SIGKILL)
-        return self._wait(pid, 0)
+        return self._wait(pid, 0) or {}
 
-    def _open(self, request: dict[str, Any], fds: list[int]) -> tuple[int, int]:
-        if self.namespaces:
-            self.sandbox.unshare(self.sandbox.NEWPID)
+    def _autopsy(self, request: dict[str, Any], _: list[int]) -> tuple[dict[str, Any], list[int]]:
+        return self._end(request["pid"]), []
+
+    # ------------------------------------------------------------------------ folders
+
+    @contextlib.contextmanager
+    def _inside(self, family: _Family) -> Iterator[None]:
+        """See the mounts of a family."""
+        if family.mounts is None:
+            yield
+            return
+        sandbox.setns(family.mounts, sandbox.NEWNS)
         try:
+            yield
+        finally:
+            sandbox.setns(self.own_mounts, sandbox.NEWNS)
+
+    def _make_folders(self, parent: str, family: _Family, size: int) -> _Member:
+        """Make the home of a session, and a folder for its copies, in the new folder `parent`."""
+        if not self.namespaces or family.members:
+            os.mkdir(parent, 0o300)  # no listing: the second name shall stay unknown
+        member = _Member(family, f"{parent}/home", f"{parent}/{secrets.token_hex(16)}")
+        os.mkdir(member.home, 0o700)
+        os.mkdir(member.forks, 0o700)
+        if self.namespaces:
+            sandbox.mount_scratch(member.home, size)
+        return member
+
+    def _release(self, member: _Member) -> None:
+        """Drop the mounts of a session that has ended. Folders on disk are the host's."""
+        family = member.family
+        family.members -= 1
+        if family.mounts is None:
+            return
+        with contextlib.suppress(OSError):
+            if family.members:
+                with self._inside(family):
+                    sandbox.unmount(member.home)
+            else:
+                os.close(family.mounts)
+
+    # ----------------------------------------------------------------------- sessions
+
+    def _open(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
+        family, scratch = _Family(None), request["scratch"] or SCRATCH
+        if self.namespaces:
+            sandbox.unshare(sandbox.NEWNS)
+        try:
+            if self.namespaces:
+                sandbox.mount_scratch(SCRATCH, FAMILY_BYTES)
+                family.mounts = os.open("self/ns/mnt", os.O_RDONLY, dir_fd=self.proc)
+            member = self._make_folders(scratch, family, request["limits"]["file_bytes"])
+            forks = os.open(member.forks, os.O_PATH)
             pid = os.fork()
             if pid == 0:
-                self._become_session(request, fds)
+                self._become_session(request, member, [*fds, forks])
+            os.close(forks)
+            # The session has seen the old name in our memory, and cannot list the folder.
+            hidden = f"{scratch}/{secrets.token_hex(16)}"
+            os.rename(member.forks, hidden)
+            member.forks = hidden
+            os.chmod(scratch, 0o300)
+        except BaseException:
+            if family.mounts is not None:
+                os.close(family.mounts)
+            raise
         finally:
             if self.namespaces:
-                self.sandbox.setns(self.own_pids, self.sandbox.NEWPID)
-        self.children.add(pid)
-        return pid, os.pidfd_open(pid)
+                sandbox.setns(self.own_mounts, sandbox.NEWNS)
+        family.members = 1
+        self.sessions[pid] = member
+        return {"pid": pid}, [os.pidfd_open(pid)]
 
-    def _become_session(self, request: dict[str, Any], fds: list[int]) -> None:
+    def _become_session(self, request: dict[str, Any], member: _Member, fds: list[int]) -> None:
         status = 70
         try:
-            channel, output = _place_descriptors(*fds)
+            (forks,) = cells.place_descriptors(*fds)
             try:
-                scratch = self._confine(request)
+                self._confine(request["limits"], member.home, forks)
+                os.close(forks)
             except BaseException as error:
-                _send(channel, {"setup_error": _one_line(error)})
+                cells.send({"setup_error": cells.one_line(error)})
                 raise
             _seed(request["seed"])
-            session = Session(channel, output, scratch, request["limits"]["memory_bytes"])
-            _send(channel, {"ready": True})
+            memory = request["limits"]["memory_bytes"]
+            session = cells.Session(member.home, memory, sandbox.fork_here, self._confine_copy)
+            cells.send({"ready": True})
             session.serve()
             status = 0
         finally:
             os._exit(status)
 
-    def _confine(self, request: dict[str, Any]) -> str:
+    def _confine(self, limits: dict[str, Any], home: str, forks: int) -> None:
         """Give up everything a cell does not need. The order matters: seccomp comes last."""
-        sandbox, limits = self.sandbox, request["limits"]
         os.setsid()
-        scratch: str = request["scratch"] or SCRATCH
         if self.namespaces:
-            sandbox.unshare(sandbox.NEWNS)
-            sandbox.mount_scratch(SCRATCH, limits["file_bytes"])
             sandbox.unshare(sandbox.NEWUSER)  # own process count; no id is mapped
-        else:
-            os.mkdir(scratch, 0o700)
-        os.chdir(scratch)
-        os.environ["HOME"] = os.environ["TMPDIR"] = scratch
-        sandbox.no_new_privileges()
-        if self.abi:
-            empty = ["/proc"] if self.namespaces else []  # listing it shows no process
-            sandbox.landlock(self.abi, self.paths + empty, [scratch])
+        os.chdir(home)
+        os.environ["HOME"] = os.environ["TMPDIR"] = home
+        self._restrict_files(home, forks)
         sandbox.set_capabilities(self.kept)
         _set_limits(limits, count_processes=self.namespaces)
         sandbox.forbid_inspection()
         sandbox.die_with_parent()
-        program = self.program if self.namespaces else sandbox.seccomp_filter(os.getpid())
-        sandbox.seccomp(program)
-        return scratch
+        sandbox.seccomp(self.program)
 
+    def _confine_copy(self, home: str, forks: int) -> None:
+        """The rest is inherited."""
+        self._restrict_files(home, forks)
+        sandbox.die_with_parent()
 
-# --------------------------------------------------------------------------- session
+    def _restrict_files(self, home: str, forks: int) -> None:
+        if self.abi:
+            sandbox.landlock(self.abi, self.paths, [home, forks])
 
+    # -------------------------------------------------------------------------- copies
 
-def _place_descriptors(channel: int, output: int) -> tuple[int, int]:
-    """Put the frame channel at 3 and the output at 1, 2 and 4; close everything else."""
-    channel, output = os.dup(channel), os.dup(output)
-    while channel < 5 or output < 5:
-        channel, output = os.dup(channel), os.dup(output)
-    for source, target in ((output, 1), (output, 2), (channel, 3), (output, 4)):
-        os.dup2(source, target)
-    os.closerange(5, 1 << 16)
-    return 3, 4
+    def _allow(self, request: dict[str, Any], _: list[int]) -> tuple[dict[str, Any], list[int]]:
+        """Let a session fork once, and make the folders of its copy."""
+        if self.listener < 0:
+            raise OSError("sessions cannot fork here: seccomp allows no further listener")
+        parent = self.sessions[request["pid"]]
+        name = f"{parent.forks}/{secrets.token_hex(8)}"
+        with self._inside(parent.family):
+            self.prepared = self._make_folders(name, parent.family, request["file_bytes"])
+            forks = os.open(self.prepared.forks, os.O_PATH)
+        self.allowed = request["pid"]
+        return {"home": self.prepared.home}, [forks]
 
+    def _adopt(self, request: dict[str, Any], _: list[int]) -> tuple[dict[str, Any], list[int]]:
+        """Take the copy that `pid` says it is; without one, make sure that there is none."""
+        used, self.allowed = self.allowed == 0, 0
+        member, self.prepared = self.prepared, None
+        assert member is not None
+        member.family.members += 1
+        pid = request["copy"]
+        if pid and used and pid not in self.sessions and self._is_child(pid):
+            # Forks are granted one at a time: no other process can be unknown to us.
+            self.sessions[pid] = member
+            return {"pid": pid}, [os.pidfd_open(pid)]
+        if used:
+            self._end_strangers(request["pid"])
+        self._release(member)
+        return {"error": "there is no copy"}, []
 
-def _show_unraisable(event: Any) -> None:
-    """Report an exception from a finaliser without frames of ours."""
-    print(f"Exception ignored: {_report(event.exc_value)}", file=sys.stderr)
+    def _is_child(self, pid: int) -> bool:
+        try:
+            return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
+
+    def _end_strangers(self, parent: int) -> None:
+        """Kill what a session has forked without telling."""
+        os.kill(parent, signal.SIGSTOP)  # now it is not in the middle of a fork
+        os.waitid(os.P_PID, parent, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        for pid in _children(self.proc):
+            if pid not in self.sessions:
+                self._end(pid)
+        os.kill(parent, signal.SIGCONT)
 
 
 def _set_limits(limits: dict[str, Any], *, count_processes: bool) -> None:
     memory, cpu = int(limits["memory_bytes"]), max(1, round(limits["session_cpu_seconds"]))
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory + REPORT_BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory + cells.REPORT_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
     resource.setrlimit(resource.RLIMIT_FSIZE, (limits["file_bytes"],) * 2)
     resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
-    if count_processes:  # threads count too; elsewhere the user's own processes would
-        resource.setrlimit(resource.RLIMIT_NPROC, (256, 256))
+    if count_processes:  # elsewhere the user's own processes would count too
+        resource.setrlimit(resource.RLIMIT_NPROC, (MOST_TASKS, MOST_TASKS))
 
 
 def _seed(seed: int) -> None:
@@ -368,187 +537,6 @@ def _seed(seed: int) -> None:
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     sympy.core.random.seed(seed)
-
-
-def _read_exactly(fd: int, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        chunk = os.read(fd, size - len(data))
-        if not chunk:
-            os._exit(0)  # the host closed the session
-        data += chunk
-    return data
-
-
-def _receive(fd: int) -> dict[str, Any]:
-    (size,) = struct.unpack(">I", _read_exactly(fd, 4))
-    request: dict[str, Any] = json.loads(_read_exactly(fd, size))
-    return request
-
-
-def _send(fd: int, message: dict[str, Any]) -> None:
-    body = json.dumps(message).encode()
-    data = struct.pack(">I", len(body)) + body
-    while data:
-        data = data[os.write(fd, data) :]
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".replace("\n", " ")[:ERROR_CHARS]
-
-
-class Session:
-    """Runs cells in one namespace and answers each with a frame."""
-
-    def __init__(self, channel: int, output: int, scratch: str, memory: int) -> None:
-        self.channel, self.output, self.scratch, self.memory = channel, output, scratch, memory
-        self.count = 0
-        self.runner = sys.modules["__main__"]
-        self.module = sys.modules["__main__"] = types.ModuleType("__main__")
-        self.streams: dict[str, TextIO] = {}
-        sys.argv[:] = [""]
-        sys.set_int_max_str_digits(0)  # the time limit bounds long conversions
-        sys.unraisablehook = _show_unraisable
-        for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
-            warnings.simplefilter("ignore", category)
-
-    def serve(self) -> None:
-        """Answer requests until the host closes the channel."""
-        while True:
-            try:
-                request = _receive(self.channel)
-                reply = self.run_cell(request["code"])
-                _send(self.channel, {"nonce": request["nonce"], **reply})
-            except KeyboardInterrupt:  # too late to stop the cell: the host will decide
-                continue
-
-    def run_cell(self, code: str) -> dict[str, Any]:
-        """Run one cell; the reply holds status, text, lost, threads."""
-        self.count += 1
-        self._prepare()
-        status, text, lost = "ok", "", False
-        try:
-            try:
-                # The C handler leaves no frame of ours in a traceback.
-                _set_handler(signal.SIGINT, _raise_interrupt)
-                text = self._evaluate(code, f"<cell {self.count}>")
-            finally:
-                _set_handler(signal.SIGINT, _ignore)
-                _restore_builtins(_saved_builtins)
-                _settrace(None)
-                _setprofile(None)
-        except MemoryError as error:
-            status, text, lost = "memory", *self._report_memory(error)
-        except BaseException as error:
-            _set_handler(signal.SIGINT, _ignore)
-            _restore_builtins(_saved_builtins)
-            status, text = "error", _report(error)
-        self._flush()
-        text, omitted = _cut(text, ERROR_CHARS if status != "ok" else MAX_FRAME // 16)
-        threads = threading.active_count()
-        return {
-            "status": status,
-            "text": text,
-            "omitted": omitted,
-            "lost": lost,
-            "threads": threads,
-        }
-
-    def _prepare(self) -> None:
-        """Undo what an earlier cell may have done to the process."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
-            stream = self.streams.get(name)
-            if stream is None or stream.closed:
-                if number:
-                    os.dup2(self.output, number)
-                self.streams[name] = stream = _open_stream(number)
-            setattr(sys, name, stream)
-        with contextlib.suppress(OSError):  # the cell removed it
-            os.chdir(self.scratch)
-        namespace = vars(self.module)
-        namespace["__name__"], namespace["__builtins__"] = "__main__", builtins
-
-    def _evaluate(self, code: str, name: str) -> str:
-        linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
-        tree = ast.parse(code, name)
-        last = tree.body[-1] if tree.body else None
-        echo = isinstance(last, ast.Expr) and not code.rstrip().endswith(";")
-        if isinstance(last, ast.Expr) and echo:
-            tree.body.pop()
-        namespace = vars(self.module)
-        exec(compile(tree, name, "exec", dont_inherit=True), namespace)
-        if not (isinstance(last, ast.Expr) and echo):
-            return ""
-        value = eval(
-            compile(ast.Expression(last.value), name, "eval", dont_inherit=True), namespace
-        )
-        return "" if value is None else _repr(value)
-
-    def _report_memory(self, error: MemoryError) -> tuple[str, bool]:
-        """Describe the error with some spare memory; say whether the session is still usable."""
-        hard = self.memory + REPORT_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
-        text = _report(error)
-        error.__traceback__ = None  # frees what the failed call had built
-        gc.collect()
-        resource.setrlimit(resource.RLIMIT_AS, (self.memory, hard))
-        try:
-            mmap.mmap(-1, self.memory // 4).close()
-        except OSError:
-            return text, True
-        return text, False
-
-    def _flush(self) -> None:
-        for name in ("stdout", "stderr"):
-            with contextlib.suppress(OSError, ValueError):  # closed by the cell
-                self.streams[name].flush()
-
-
-def _open_stream(number: int) -> TextIO:
-    if number == 0:
-        return open(0, encoding="utf-8", closefd=False)
-    # Line-buffered: a cell that is killed has shown what it printed until then.
-    return open(number, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
-
-
-def _report(error: BaseException) -> str:
-    """Traceback from the cell's own frame on: its first two frames and the last four."""
-    try:
-        frames = list(traceback.walk_tb(error.__traceback__))
-        while frames and not frames[0][0].f_code.co_filename.startswith("<cell "):
-            frames.pop(0)
-        lines = ["Traceback (most recent call last):\n"] if frames else []
-        skipped = max(0, len(frames) - 6)
-        shown = frames[:2] + frames[2 + skipped :] if skipped else frames
-        for position, (frame, line) in enumerate(shown):
-            if skipped and position == 2:
-                lines.append(f"  [... {skipped} frames cut ...]\n")
-            code = frame.f_code
-            lines.append(
-                f'  File "{_short_path(code.co_filename)}", line {line}, in {code.co_name}\n'
-            )
-            source = linecache.getline(code.co_filename, line).strip()
-            lines += [f"    {source}\n"] if source else []
-        return "".join(lines + traceback.format_exception_only(error)).rstrip("\n")
-    except Exception:  # the exception's own code failed while being shown
-        return type(error).__name__
-
-
-def _short_path(path: str) -> str:
-    for directory in sys.path:
-        if isinstance(directory, str) and path.startswith(directory + "/"):
-            return path[len(directory) + 1 :]
-    return path
-
-
-def _cut(text: str, limit: int) -> tuple[str, int]:
-    """Keep head and tail; the cut is between the halves. Returns the characters left out."""
-    if len(text) <= limit:
-        return text, 0
-    half = limit // 2
-    return text[:half] + text[-half:], len(text) - 2 * half
 
 
 if __name__ == "__main__":

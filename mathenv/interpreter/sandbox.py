@@ -9,8 +9,10 @@ falls back silently.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import platform
+import stat
 import struct
 from collections.abc import Iterable, Sequence
 
@@ -28,8 +30,9 @@ _COLUMN, _AUDIT_ARCH = _MACHINES.get(platform.machine(), (-1, 0))
 _ALLOWED = """
 read 0 63; write 1 64; readv 19 65; writev 20 66; pread64 17 67; pwrite64 18 68
 preadv 295 69; pwritev 296 70; preadv2 327 286; pwritev2 328 287; open 2 -; openat 257 56
+recvmsg 47 212
 close 3 57; close_range 436 436; lseek 8 62; sendfile 40 71; copy_file_range 326 285
-mmap 9 222; mprotect 10 226; munmap 11 215; mremap 25 216; brk 12 214; madvise 28 233
+mprotect 10 226; munmap 11 215; mremap 25 216; brk 12 214; madvise 28 233
 msync 26 227; mincore 27 232; membarrier 324 283
 rt_sigaction 13 134; rt_sigprocmask 14 135; rt_sigreturn 15 139; rt_sigpending 127 136
 rt_sigtimedwait 128 137; rt_sigsuspend 130 133; sigaltstack 131 132; restart_syscall 219 128
@@ -57,17 +60,16 @@ sched_get_priority_max 146 125; sched_get_priority_min 147 126; getcpu 309 168
 uname 63 160; sysinfo 99 179; getrandom 318 278; futex 202 98; set_robust_list 273 99
 get_robust_list 274 100; set_tid_address 218 96; rseq 334 293; arch_prctl 158 -
 exit 60 93; exit_group 231 94
+landlock_create_ruleset 444 444; landlock_add_rule 445 445; landlock_restrict_self 446 446
 """
 # Allowed for some arguments only, see `_argument_rules`.
 _CHECKED = """
-clone 56 220; kill 62 129; tgkill 234 131; prctl 157 167; prlimit64 302 261
-ioctl 16 29; fcntl 72 25
+clone 56 220; prctl 157 167; prlimit64 302 261; ioctl 16 29; fcntl 72 25; mmap 9 222
 """
 # glibc falls back to an older call on ENOSYS, but not on EPERM.
 _ABSENT = "clone3 435 435; epoll_pwait2 441 441"
 _SETUP = """
-seccomp 317 277; landlock_create_ruleset 444 444; landlock_add_rule 445 445
-landlock_restrict_self 446 446; pivot_root 155 41; mount_setattr 442 442; capset 126 91
+seccomp 317 277; pivot_root 155 41; mount_setattr 442 442; capset 126 91
 """
 
 
@@ -77,7 +79,7 @@ def _numbers(table: str) -> dict[str, int]:
     return {name: int(number) for name, number in cells if number != "-"}
 
 
-_NUMBER = _numbers(_SETUP)
+_NUMBER = _numbers(_ALLOWED + _CHECKED + _SETUP)
 
 
 def _check(value: int, call: str) -> int:
@@ -109,6 +111,11 @@ def die_with_parent() -> None:
     prctl(1, 9)
 
 
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose parent ends (PR_SET_CHILD_SUBREAPER)."""
+    prctl(36, 1)
+
+
 def forbid_inspection() -> None:
     """PR_SET_DUMPABLE 0: no ptrace by the same user, no core file."""
     prctl(4, 0)
@@ -136,6 +143,19 @@ def become(uid: int, keep: int = 0) -> None:
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
     set_capabilities(keep)
+
+
+def use_huge_pages(maps: str) -> None:
+    """Put this process's private memory on huge pages (MADV_COLLAPSE, Linux 6.1).
+
+    A fork then copies one entry instead of 512, and still shares all but the 4 KiB pages
+    that are written to. `maps` is the text of /proc/self/maps. Older kernels leave it as is.
+    """
+    for line in maps.splitlines():
+        extent, mode, _, _, inode, *name = line.split()
+        if mode == "rw-p" and inode == "0" and name in ([], ["[heap]"]):
+            start, end = (int(number, 16) for number in extent.split("-"))
+            _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 25)
 
 
 # ------------------------------------------------------------------------ namespaces
@@ -212,9 +232,14 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> N
 
 
 def mount_scratch(target: str, size: int) -> None:
-    """Mount an empty tmpfs of `size` bytes that vanishes with the mount namespace."""
+    """Mount an empty tmpfs of `size` bytes that only its owner sees."""
     options = f"size={size},nr_inodes=4096,mode=0700"
     _mount("scratch", target, "tmpfs", _NOSUID | _NODEV | _NOEXEC, options)
+
+
+def unmount(target: str) -> None:
+    """Detach what is mounted at `target`; its files go when the last user has gone."""
+    _check(_libc.umount2(target.encode(), ctypes.c_int(_MNT_DETACH)), f"umount {target}")
 
 
 def build_root(readable: Iterable[str], scratch: str) -> None:
@@ -234,7 +259,7 @@ def build_root(readable: Iterable[str], scratch: str) -> None:
     _bind("/old/dev/null", "/dev/null")
     for path in (scratch, "/proc", "/tmp"):
         os.makedirs(path, exist_ok=True)
-    _check(_libc.umount2(b"/old", ctypes.c_int(_MNT_DETACH)), "umount2")
+    unmount("/old")
     os.rmdir("/old")
     _set_mount_flags("/", add=_RDONLY | _NOSUID | _NODEV)
     _set_mount_flags("/dev/null", clear=_NODEV | _RDONLY)
@@ -256,7 +281,8 @@ def _set_mount_flags(path: str, add: int = 0, clear: int = 0) -> None:
 
 # -------------------------------------------------------------------------- Landlock
 
-_READ = 1 << 2 | 1 << 3  # files, directories
+_LIST = 1 << 3  # directories
+_READ = 1 << 2 | _LIST
 _WRITE = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 12
 _REFER, _TRUNCATE, _IOCTL_DEVICE = 1 << 13, 1 << 14, 1 << 15
 
@@ -269,9 +295,11 @@ def landlock_abi() -> int:
         return 0
 
 
-def landlock(abi: int, readable: Iterable[str], writable: Iterable[str]) -> None:
+def landlock(abi: int, readable: Iterable[str], writable: Iterable[str | int]) -> None:
     """Confine this process to reading `readable` and using `writable`; no TCP, no signals out.
 
+    /proc may be listed, but nothing in it read. A number is a descriptor (O_PATH). At most 16
+    confinements fit on each other (E2BIG).
     Needs `no_new_privileges`. Rights that the version `abi` does not know are left out.
     """
     rights = (1 << 13) - 1
@@ -285,17 +313,18 @@ def landlock(abi: int, readable: Iterable[str], writable: Iterable[str]) -> None
         for path in readable:
             _landlock_rule(ruleset, path, _READ)
         _landlock_rule(ruleset, "/dev/null", (_READ | 1 << 1 | _TRUNCATE) & rights)
-        for path in writable:
-            _landlock_rule(ruleset, path, (_READ | _WRITE | _REFER | _TRUNCATE) & rights)
+        _landlock_rule(ruleset, "/proc", _LIST)
+        for place in writable:
+            _landlock_rule(ruleset, place, (_READ | _WRITE | _REFER | _TRUNCATE) & rights)
         _syscall("landlock_restrict_self", ruleset, 0)
     finally:
         os.close(ruleset)
 
 
-def _landlock_rule(ruleset: int, path: str, rights: int) -> None:
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+def _landlock_rule(ruleset: int, path: str | int, rights: int) -> None:
+    fd = os.dup(path) if isinstance(path, int) else os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        if not os.path.isdir(path):
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
             rights &= 1 << 1 | 1 << 2 | _TRUNCATE  # the only rights a file can carry
         _syscall("landlock_add_rule", ruleset, 1, struct.pack("=Qi", rights, fd), 0)
     finally:
@@ -304,10 +333,20 @@ def _landlock_rule(ruleset: int, path: str, rights: int) -> None:
 
 # --------------------------------------------------------------------------- seccomp
 
-_KILL, _ALLOW, _ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
+_KILL, _NOTIFY, _ALLOW, _ERRNO = 0x80000000, 0x7FC00000, 0x7FFF0000, 0x00050000
 _EPERM, _ENOSYS = _ERRNO | 1, _ERRNO | 38
 _LOAD, _JUMP_EQUAL, _JUMP_GE, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _Instruction = tuple[int, int, int, int]
+
+# The copy of a session is a child of the zygote (CLONE_PARENT), with SIGCHLD at its end.
+_FORK_FLAGS = 0x8000 | 17
+_CLONE_THREAD = 0x10000
+_LOAD_NUMBER = [
+    (_LOAD, 0, 0, 4),
+    (_JUMP_EQUAL, 1, 0, _AUDIT_ARCH),
+    (_RETURN, 0, 0, _KILL),
+    (_LOAD, 0, 0, 0),
+]
 
 
 def _argument(index: int) -> _Instruction:
@@ -319,43 +358,42 @@ def _when(value: int, verdict: int, jump: int = _JUMP_EQUAL) -> list[_Instructio
     return [(jump, 0, 1, value), (_RETURN, 0, 0, verdict)]
 
 
-def _argument_rules(pid: int) -> dict[str, list[_Instruction]]:
+def _argument_rules(forks: bool) -> dict[str, list[_Instruction]]:
     """What each checked call may do; every rule ends in a verdict."""
 
     def only(index: int, values: Sequence[int]) -> list[_Instruction]:
         rules = [rule for value in values for rule in _when(value, _ALLOW)]
         return [_argument(index), *rules, (_RETURN, 0, 0, _EPERM)]
 
-    def signal_self(number: int) -> list[_Instruction]:
-        """Any signal but SIGKILL, to this process; PID 1 would silently ignore SIGKILL."""
-        return [_argument(number), *_when(9, _EPERM), *only(0, [pid])]
-
     # F_SETOWN, F_SETSIG, F_SETOWN_EX could aim a signal at another process.
     owner = [rule for value in (8, 10, 15) for rule in _when(value, _EPERM)]
+    threads = _when(_CLONE_THREAD, _ALLOW, _JUMP_SET)
+    # Writable memory that a copy of the session would share. MAP_SHARED is 1, PROT_WRITE 2.
+    shared = [(_JUMP_SET, 0, 3, 1), _argument(2), *_when(2, _EPERM, _JUMP_SET)]
+    copies = _when(_FORK_FLAGS, _ALLOW) if forks else []  # then `watch_forks` decides
     return {
-        "clone": [_argument(0), *_when(0x10000, _ALLOW, _JUMP_SET), (_RETURN, 0, 0, _EPERM)],
-        "kill": signal_self(1),
-        "tgkill": signal_self(2),
-        # GET_DUMPABLE, SET_NAME, GET_NAME, CAPBSET_READ, SET_VMA: nothing that loosens
-        "prctl": only(0, [3, 15, 16, 23, 0x53564D41]),
+        "clone": [_argument(0), *threads, *copies, (_RETURN, 0, 0, _EPERM)],
+        # SET_PDEATHSIG, GET_DUMPABLE, SET_NAME, GET_NAME, CAPBSET_READ, SET_VMA
+        "prctl": only(0, [1, 3, 15, 16, 23, 0x53564D41]),
         "prlimit64": only(0, [0]),
         # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
         "ioctl": only(1, [0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451]),
         "fcntl": [_argument(1), *owner, (_RETURN, 0, 0, _ALLOW)],
+        "mmap": [_argument(3), *shared, (_RETURN, 0, 0, _ALLOW)],
     }
 
 
-def seccomp_filter(pid: int) -> bytes:
-    """Compile the filter for the process `pid` (as it sees itself): an array of sock_filter.
+def seccomp_filter(forks: bool) -> bytes:
+    """Compile the filter of a session: an array of sock_filter.
 
-    Allowed: files, memory, threads, time, signals to itself. Refused with EPERM: sockets,
-    new processes, exec, ptrace, namespaces, mounts, shared memory, priorities, and all else.
+    `forks` lets `fork_here` through; only after `watch_forks`, which decides about it.
+    Allowed: files, memory, threads, time. Refused with EPERM: sockets, new processes, exec,
+    signals, ptrace, namespaces, mounts, shared memory, priorities, and all else.
     """
-    program: list[_Instruction] = [(_LOAD, 0, 0, 4)]
-    program += [(_JUMP_EQUAL, 1, 0, _AUDIT_ARCH), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
+    program: list[_Instruction] = [*_LOAD_NUMBER]
     if _COLUMN == 0:
         program += _when(0x40000000, _EPERM, _JUMP_GE)  # the x32 aliases of the same calls
-    rules = _argument_rules(pid)
+    rules = _argument_rules(forks)
     for name, number in _numbers(_CHECKED).items():
         program += [(_JUMP_EQUAL, 0, len(rules[name]), number), *rules[name]]
     for number in sorted(_numbers(_ALLOWED).values()):
@@ -363,13 +401,65 @@ def seccomp_filter(pid: int) -> bytes:
     for number in _numbers(_ABSENT).values():
         program += _when(number, _ENOSYS)
     program.append((_RETURN, 0, 0, _EPERM))
+    return _pack(program)
+
+
+def _pack(program: Iterable[_Instruction]) -> bytes:
     return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
 
 
-def seccomp(program: bytes) -> None:
-    """Install a compiled filter on all threads. Needs `no_new_privileges`."""
+def seccomp(program: bytes, flags: int = 1) -> int:
+    """Install a compiled filter on all threads (flag TSYNC). Needs `no_new_privileges`."""
     if _COLUMN < 0:
         raise OSError(f"seccomp: no system call numbers for {platform.machine()}")
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
-    _syscall("seccomp", 1, 1, header)  # SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC
+    return _syscall("seccomp", 1, flags, header)  # SECCOMP_SET_MODE_FILTER
+
+
+# -------------------------------------------------- forks that another process decides about
+
+_NOTIFY_RECEIVE, _NOTIFY_SEND = 0xC0502100, 0xC0182101
+_CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE, since Linux 5.5
+# PyDLL, not CDLL: the interpreter lock stays held over the call, so both copies own it.
+_holding_lock = ctypes.PyDLL(None, use_errno=True)
+_holding_lock.syscall.restype = ctypes.c_long
+
+
+def watch_forks() -> int:
+    """Make every `fork_here` below this process wait for `decide_fork`; the descriptor for it.
+
+    Sources: seccomp_unotify(2). Without a reader of the descriptor they fail with ENOSYS.
+    Needs `no_new_privileges`.
+    """
+    rule = [_argument(0), *_when(_FORK_FLAGS, _NOTIFY), (_RETURN, 0, 0, _ALLOW)]
+    program = [(_LOAD, 0, 0, 0), (_JUMP_EQUAL, 0, len(rule), _NUMBER["clone"]), *rule]
+    return seccomp(_pack([*program, (_RETURN, 0, 0, _ALLOW)]), 8)  # ..._FLAG_NEW_LISTENER
+
+
+def decide_fork(listener: int, allowed: int) -> bool:
+    """Answer one waiting `fork_here`: yes if process `allowed` asks, else EPERM.
+
+    Returns whether it was allowed. The flags are a register, so nothing can be changed
+    between the check and the call.
+    """
+    notice = bytearray(80)
+    try:
+        fcntl.ioctl(listener, _NOTIFY_RECEIVE, notice)
+        number, process = struct.unpack_from("=QI", notice)
+        granted = process == allowed
+        verdict = (0, _CONTINUE) if granted else (-1, 0)
+        fcntl.ioctl(listener, _NOTIFY_SEND, struct.pack("=QqiI", number, 0, *verdict))
+    except FileNotFoundError:  # it was killed meanwhile
+        return False
+    return granted
+
+
+def fork_here() -> int:
+    """Copy this process as a sibling; 0 in the copy.
+
+    Nothing of Python's `os.fork` hooks runs (one of them reseeds `random`), so the copy goes
+    on exactly as it was. There must be no other thread.
+    """
+    arguments = (_NUMBER["clone"], _FORK_FLAGS, 0, 0, 0, 0)
+    return _check(_holding_lock.syscall(*map(ctypes.c_long, arguments)), "clone")

@@ -1,5 +1,6 @@
 """Nothing outlives the interpreter or its host, and a dead helper is replaced."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -8,45 +9,24 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from mathenv.errors import ConfigError
-from mathenv.interpreter import LocalInterpreter
-from mathenv.interpreter.local import RESTARTED
+from mathenv.interpreter import Limits, LocalInterpreter
+from mathenv.interpreter.base import RESTARTED
 from mathenv.types import ExecutionStatus
-
-
-def processes_of(host_pid: int) -> list[int]:
-    """Ids of the launcher, zygote and sessions of a host (forks share their command line)."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_text()
-            except OSError:
-                continue
-            if "runner.py" in command and f'"host_pid": {host_pid}}}' in command:
-                found.append(int(entry.name))
-    return found
-
-
-def wait_until_gone(host_pid: int, seconds: float = 5.0) -> list[int]:
-    deadline = time.monotonic() + seconds
-    while (left := processes_of(host_pid)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return left
-
 
 HOST = """
 import sys, threading
-from mathenv.interpreter import LocalInterpreter, Limits, local
-local.TIERS = (sys.argv[1],)
-interpreter = LocalInterpreter(Limits(cell_seconds=60))
+from mathenv.interpreter import LocalInterpreter, Limits
+interpreter = LocalInterpreter(Limits(cell_seconds=60), tier=sys.argv[1])
 idle, busy = interpreter.session(), interpreter.session()
 idle.run("open('file', 'w').write('x')")
 busy.run("import signal")
+copy = idle.fork()
 threading.Thread(target=busy.run, args=("while True: pass",), daemon=True).start()
 print("ready", flush=True)
 threading.Event().wait()
@@ -55,7 +35,7 @@ threading.Event().wait()
 
 @pytest.mark.parametrize("tier", ["namespaces", "seccomp"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_killing_the_host_leaves_nothing(tmp_path, tier, number):
+def test_killing_the_host_leaves_nothing(tmp_path, running, left_over, tier, number):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     if os.geteuid() == 0:  # so that the unprivileged session can reach its folder
         for folder in (tmp_path, *tmp_path.parents[:2]):
@@ -74,44 +54,45 @@ def test_killing_the_host_leaves_nothing(tmp_path, tier, number):
             if "no sandbox of the required strength" in error:
                 pytest.skip(f"tier {tier} does not work here")
             pytest.fail(error)
-        assert len(processes_of(host.pid)) == 4  # launcher, zygote, two sessions
+        # launcher, nursery, two zygotes, two sessions and a copy
+        assert len(running(host.pid)) == 7
         host.send_signal(number)
         host.wait()
-    assert wait_until_gone(host.pid) == []
+    assert left_over(host.pid) == set()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_close_leaves_nothing_and_refuses_further_cells():
-    before = set(processes_of(os.getpid()))  # of interpreters that other tests keep open
+def test_close_leaves_nothing_and_refuses_further_cells(running):
+    before = running(os.getpid())  # of interpreters that other tests keep open
     interpreter = LocalInterpreter()
     sessions = [interpreter.session() for _ in range(3)]
     for session in sessions:
         session.run("1")
-    assert len(set(processes_of(os.getpid())) - before) == 5
+    assert len(running(os.getpid()) - before) == 7
     interpreter.close()
     interpreter.close()
-    assert set(processes_of(os.getpid())) <= before
+    assert running(os.getpid()) <= before
     assert sessions[0].run("1").status is ExecutionStatus.INFRA
     with pytest.raises(ConfigError, match="closed"):
         interpreter.session().run("1")
 
 
-def test_forgotten_interpreter_ends_with_its_last_reference():
-    before = set(processes_of(os.getpid()))
+def test_forgotten_interpreter_ends_with_its_last_reference(running):
+    before = running(os.getpid())
     session = LocalInterpreter().session()
     assert session.run("1").output == "1"
-    assert len(set(processes_of(os.getpid())) - before) == 3
+    assert len(running(os.getpid()) - before) == 4
     del session
     gc.collect()
-    assert set(processes_of(os.getpid())) <= before
+    assert running(os.getpid()) <= before
 
 
-def test_dead_zygote_is_replaced():
+def test_dead_launcher_is_replaced():
     with LocalInterpreter() as interpreter:
         session, idle = interpreter.session(), interpreter.session()
         session.run("q = 1")
         idle.run("q = 1")
-        launcher = interpreter._zygotes[-1]._launcher
+        launcher = interpreter._launchers[-1]._launcher
         threading.Timer(0.3, launcher.kill).start()
         in_flight = session.run("while True:\n    pass")
         assert in_flight.status is ExecutionStatus.INFRA
@@ -131,7 +112,7 @@ def test_interpreter_outlives_the_thread_that_made_it():
         assert interpreter.session().run("1 + 1").output == "2"
 
 
-def test_descriptors_are_returned():
+def test_descriptors_are_returned(running):
     with LocalInterpreter() as interpreter:
         counts = []
         for _ in range(3):
@@ -144,12 +125,12 @@ def test_descriptors_are_returned():
             gc.collect()
             counts.append(len(os.listdir("/proc/self/fd")))
         assert counts[0] == counts[1] == counts[2]
-        assert len(processes_of(os.getpid())) < 40
+        assert len(running(os.getpid())) < 40
 
 
 FORKED = """
 import os
-from mathenv.interpreter import LocalInterpreter
+from mathenv.interpreter import Limits, LocalInterpreter
 interpreter = LocalInterpreter()
 session = interpreter.session()
 session.run("q = 1")
@@ -166,3 +147,82 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), session.run("q").outpu
 def test_a_forked_copy_of_the_host_does_not_touch_the_sessions():
     done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True)
     assert done.stdout.strip() == "0 1", done.stderr
+
+
+HOSTILE = (
+    "import os\nos._exit(1)",
+    "x = bytearray(10**12)",
+    "import ctypes\nctypes.string_at(0)",
+    "import os\nos.write(3, b'x' * 100)",
+    "import os\nos.makedirs('a/b/c', 0)\nos.fork()",
+    "import threading, time\nthreading.Thread(target=time.sleep, args=(99,), daemon=True).start()",
+    "for i in range(300):\n    open(str(i), 'w').write('x' * 1000)",
+    "import os\nos.closerange(0, 100)",
+)
+
+
+def helper_memory(processes: set[int]) -> int:
+    """Bytes of the helper processes, shared pages divided among those that share them."""
+    total = 0
+    for process in processes:
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+@pytest.mark.parametrize("tier", ["namespaces", "seccomp"])
+def test_nothing_is_left(tmp_path, monkeypatch, running, tier):
+    """After many sessions, one in fifty hostile and one in ten copied.
+
+    MATHENV_TEST_SESSIONS=10000 makes it the long run of the README.
+    """
+    count = int(os.environ.get("MATHENV_TEST_SESSIONS", "100"))
+    for folder in (tmp_path, *tmp_path.parents[:2]):  # so that uid 65534 gets there
+        folder.chmod(stat.S_IMODE(folder.stat().st_mode) | 0o001)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = running(os.getpid())
+    started = time.monotonic()
+    with LocalInterpreter(Limits(cell_seconds=20.0), tier=tier) as interpreter:
+
+        def play(number: int) -> None:
+            with interpreter.session(seed=number) as session:
+                assert session.run(f"open('f', 'w').write('x')\n{number}").output == str(number)
+                if number % 10 == 0:
+                    with session.fork() as copy:
+                        assert copy.run("open('f').read()").output == "'x'"
+                if number % 50 == 0:
+                    session.run(HOSTILE[number // 50 % len(HOSTILE)])
+                    assert session.run("40 + 2").output.endswith("42")
+
+        def state() -> tuple[int, int, int, list[str]]:
+            """Helpers, descriptors of theirs and ours, mounts, folders on disk."""
+            for _ in range(4):  # the ids of dead ones travel with a request
+                interpreter.session().run("1")
+                time.sleep(0.1)  # one that was killed just now may not have ended yet
+            gc.collect()
+            folders = [p.name for root in tmp_path.iterdir() for p in root.iterdir()]
+            mounts = Path("/proc/self/mounts").read_text().count("\nscratch ")
+            helpers = running(os.getpid()) - before
+            with contextlib.suppress(PermissionError):  # only root may count the helpers' own
+                descriptors = sum(len(os.listdir(f"/proc/{p}/fd")) for p in [*helpers, "self"])
+                return len(helpers), descriptors, mounts, folders
+            return len(helpers), len(os.listdir("/proc/self/fd")), mounts, folders
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(play, range(1, count // 2)))
+            for _ in range(2):  # both zygotes
+                first = state()
+            helpers = running(os.getpid()) - before
+            memory = helper_memory(helpers)
+            list(pool.map(play, range(count // 2, count + 1)))
+            for _ in range(2):
+                last = state()
+        grown = helper_memory(helpers) - memory
+        print(f"{count} sessions in {time.monotonic() - started:.0f} s, helpers grew by {grown} B")
+    assert first == last
+    assert first[0] == 4  # launcher, nursery, two zygotes
+    assert first[2:] == (0, [])
+    assert grown < 4 << 20
+    assert running(os.getpid()) == before
+    assert list(tmp_path.iterdir()) == []

@@ -5,17 +5,17 @@ import os
 import pytest
 
 from mathenv.errors import InfraError
-from mathenv.interpreter import Limits, LocalInterpreter, local
+from mathenv.interpreter import Limits, LocalInterpreter
 from mathenv.types import ExecutionStatus
 
 
 @pytest.fixture(scope="module", params=["namespaces", "seccomp"])
 def confined(request):
     patch = pytest.MonkeyPatch()
-    patch.setattr(local, "TIERS", (request.param,))
     patch.setenv("SECRET_TOKEN", "swordfish")
     try:
-        interpreter = LocalInterpreter(Limits(cell_seconds=2.0, memory_bytes=512 << 20))
+        limits = Limits(cell_seconds=60.0, memory_bytes=512 << 20)
+        interpreter = LocalInterpreter(limits, tier=request.param)
     except InfraError as error:
         pytest.skip(f"tier {request.param} does not work here: {error}")
     finally:
@@ -160,7 +160,7 @@ def test_scratch_is_bounded_and_removed(confined, session):
 
 
 def test_deep_folders_are_removed(confined):
-    root = confined._zygotes[-1].root
+    root = confined._launchers[-1].root
     with confined.session() as session:
         code = (
             "import os\nfor _ in range(1200):\n    os.mkdir('a')\n    os.chdir('a')\nprint('deep')"

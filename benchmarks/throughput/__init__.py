@@ -1,0 +1,1 @@
+"""Speed against what people use instead, measured side by side in one run."""
