@@ -36,11 +36,13 @@ from mathenv.types import (
 if TYPE_CHECKING:
     from mathenv.env import MathToolEnv
     from mathenv.store import TrajectoryStore, read_trajectories
+    from mathenv.vector import MathToolVectorEnv
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "MathToolEnv": "mathenv.env",
+    "MathToolVectorEnv": "mathenv.vector",
     "TrajectoryStore": "mathenv.store",
     "read_trajectories": "mathenv.store",
 }
@@ -57,6 +59,7 @@ __all__ = [
     "InfraError",
     "MathEnvError",
     "MathToolEnv",
+    "MathToolVectorEnv",
     "Problem",
     "RenderError",
     "Span",

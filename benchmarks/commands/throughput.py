@@ -33,6 +33,7 @@ class Throughput:
         json: write every value with the environment to this file.
         docker: also measure the Docker interpreter.
         image: its image.
+        model: rollouts: also measure vLLM with this model folder.
         data: grader: the folder with the recorded answers.
         pathological: grader: rows of worst inputs (.jsonl).
         quick: one round with few repeats: tries the benchmark, does not measure.
@@ -42,6 +43,7 @@ class Throughput:
     json: Path | None = None
     docker: bool = False
     image: str = IMAGE
+    model: str | None = None
     data: Path | None = None
     pathological: Path | None = None
     quick: bool = False
@@ -70,7 +72,7 @@ class Throughput:
                 image = self.image if self.docker else None
                 return interpreter.measure(quick=self.quick, docker=image, advance=advance)
             case "rollouts":
-                return rollouts.measure(quick=self.quick, advance=advance)
+                return rollouts.measure(quick=self.quick, advance=advance, model=self.model)
             case "grader":
                 if self.data is None:
                     raise ConfigError("give --data: the folder with the recorded answers")
