@@ -6,7 +6,7 @@ is ever parsed as HTML.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from pygments.lexers.python import PythonLexer
 from pygments.token import Comment, Error, Keyword, Name, Number, Operator, String, _TokenType
@@ -49,5 +49,6 @@ def utf16(text: str) -> int:
     return len(text) + sum(character > "\uffff" for character in text)
 
 
+@cache
 def _class_of(kind: _TokenType) -> int:
     return next((number for parent, number in _ORDER if kind in parent), 0)
