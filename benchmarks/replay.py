@@ -303,8 +303,12 @@ def _plain(text: str) -> str:
     return re.sub(r"\x1b\[[\d;]*m", "", text)
 
 
+_PATH = re.compile(r"(?<![\w.])/[^\s()'\"]+|[\w./-]+\.(?:py|so)\b")
+
+
 def _without_paths(message: str) -> str:
-    return re.sub(r"(?<![\w.])/[^\s()'\"]+", "", message)
+    """The message without paths, absolute or, as reports here show a library's, relative."""
+    return _PATH.sub("", message)
 
 
 def _squeeze(text: str) -> str:

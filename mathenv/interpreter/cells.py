@@ -12,6 +12,7 @@ import _thread
 import ast
 import builtins
 import contextlib
+import ctypes
 import errno
 import fcntl
 import gc
@@ -20,6 +21,7 @@ import json
 import linecache
 import mmap
 import os
+import random
 import resource
 import signal
 import socket
@@ -44,6 +46,13 @@ _set_handler, _ignore = _signal.signal, _signal.SIG_IGN  # in C: not seen by a t
 _raise_interrupt = signal.default_int_handler
 _saved_builtins = dict(vars(builtins))
 _restore_builtins = vars(builtins).update
+if sys.version_info < (3, 13):
+    # PyDictObject.ma_version_tag. To restore 155 names writes to some 100 pages, so that is done
+    # only where a cell has changed one.
+    _tag = ctypes.c_uint64.from_address(id(vars(builtins)) + 24)
+    _unchanged = _tag.value
+else:
+    _tag, _unchanged = ctypes.c_uint64(1), 0
 _count_threads = _thread._count
 
 
@@ -103,6 +112,15 @@ def _receive_descriptors(channel: socket.socket, count: int) -> list[int]:
     return fds
 
 
+def prepare_process() -> None:
+    """What is the same in every session: the nursery does it once."""
+    sys.argv[:] = [""]
+    sys.set_int_max_str_digits(0)  # the time limit bounds long conversions
+    sys.unraisablehook = _show_unraisable
+    for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
+        warnings.simplefilter("ignore", category)
+
+
 class Session:
     """Runs cells in one namespace and answers each with a frame.
 
@@ -122,11 +140,6 @@ class Session:
         self.runner = sys.modules["__main__"]
         self.module = sys.modules["__main__"] = types.ModuleType("__main__")
         self.streams: dict[str, TextIO] = {}
-        sys.argv[:] = [""]
-        sys.set_int_max_str_digits(0)  # the time limit bounds long conversions
-        sys.unraisablehook = _show_unraisable
-        for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
-            warnings.simplefilter("ignore", category)
 
     def serve(self) -> None:
         """Answer requests until the host closes the channel."""
@@ -135,6 +148,8 @@ class Session:
                 request = _receive()
                 if "code" in request:
                     send({"nonce": request["nonce"], **self.run_cell(request["code"])})
+                elif "seed" in request:
+                    _seed(request["seed"])
                 else:
                     self._split(request["nonce"])
             except KeyboardInterrupt:  # too late to stop the cell: the host will decide
@@ -152,7 +167,8 @@ class Session:
                 text = self._evaluate(code, f"<cell {self.count}>")
             finally:
                 _set_handler(signal.SIGINT, _ignore)
-                _restore_builtins(_saved_builtins)
+                if _tag.value != _unchanged:
+                    _restore_builtins(_saved_builtins)
                 _settrace(None)
                 _setprofile(None)
         except MemoryError as error:
@@ -174,7 +190,7 @@ class Session:
     def _prepare(self) -> None:
         """Undo what an earlier cell may have done to the process."""
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())  # without the enums of `signal`
         for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
             stream = self.streams.get(name)
             if stream is None or stream.closed:
@@ -271,6 +287,13 @@ class Session:
         if tempfile is not None and tempfile.tempdir == self.home:
             tempfile.tempdir = home
         self.home = home
+
+
+def _seed(seed: int) -> None:
+    """Set the generators of the libraries, which the nursery has imported."""
+    random.seed(seed)
+    sys.modules["numpy"].random.seed(seed % 2**32)
+    sys.modules["sympy.core.random"].seed(seed)
 
 
 def _is_open(fd: int) -> bool:

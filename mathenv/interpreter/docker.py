@@ -28,9 +28,9 @@ from mathenv.errors import ConfigError, InfraError
 from mathenv.interpreter.base import ForkError, Limits
 from mathenv.interpreter.container import MAX_FRAME, encode, fingerprint
 from mathenv.interpreter.engine import BUILD, Engine, Resources
+from mathenv.interpreter.launcher import START_SECONDS
 from mathenv.interpreter.local import DEFAULT_LIMITS, TIERS
 from mathenv.interpreter.process import MAX_FRAME as MAX_CELL_FRAME
-from mathenv.interpreter.process import START_SECONDS
 from mathenv.types import ExecutionResult, ExecutionStatus
 
 IMAGE = "mathenv-interpreter"

@@ -18,17 +18,15 @@ from typing import Any
 
 from mathenv.errors import ConfigError, InfraError
 from mathenv.interpreter.base import RESTARTED, ForkError, Limits
-from mathenv.interpreter.output import OutputBuffer, clean, clip
-from mathenv.interpreter.process import (
-    MAX_FRAME,
+from mathenv.interpreter.launcher import (
     REQUEST_SECONDS,
     START_SECONDS,
-    End,
     Launcher,
-    Process,
     SlowStartError,
     Zygote,
 )
+from mathenv.interpreter.output import OutputBuffer, clean, clip
+from mathenv.interpreter.process import MAX_FRAME, End, Process
 from mathenv.types import ExecutionResult, ExecutionStatus
 
 TIERS = ("namespaces", "seccomp", "rlimits")  # strongest first
@@ -205,7 +203,8 @@ class LocalInterpreter:
     Takes the strongest tier of `TIERS` that works here and refuses to go below `min_tier`;
     `tier` names one, to test it.
     At most `max_sessions` processes live at once; a session that needs one more waits.
-    The sessions are shared out among `zygotes`: if one dies, only its own sessions do.
+    The sessions are shared out among `zygotes`: if one dies, only its own sessions do. Each
+    keeps `spares` sessions ready for the next calls, once it has been asked for one.
 
     Raises `InfraError` if no allowed tier works, `ConfigError` for a wrong argument.
     """
@@ -218,6 +217,7 @@ class LocalInterpreter:
         min_tier: str | None = None,
         tier: str | None = None,
         zygotes: int = 2,
+        spares: int = 1,
     ) -> None:
         for name, value in (("min_tier", min_tier), ("tier", tier)):
             if value is not None and value not in TIERS:
@@ -228,9 +228,11 @@ class LocalInterpreter:
             raise ConfigError(f"max_sessions={max_sessions}: must be at least 1, or None")
         if zygotes < 1:
             raise ConfigError(f"zygotes={zygotes}: must be at least 1")
+        if spares < 0:
+            raise ConfigError(f"spares={spares}: must not be negative")
         if sys.platform != "linux":
             raise InfraError("LocalInterpreter needs Linux: use the Docker interpreter here")
-        self.limits = limits
+        self.limits, self._spares = limits, spares
         self._lock = threading.Lock()
         self._closed = False
         # A queue, not a semaphore: its `put` may run inside a finaliser.
@@ -275,7 +277,9 @@ class LocalInterpreter:
         self.close()
 
     def _start_process(self, seed: int) -> Process:
-        return self._in_slot(lambda: Process.start(self._live_zygote(), self.limits, seed))
+        return self._in_slot(
+            lambda: Process.start(self._live_zygote(), self.limits, seed, self._spares)
+        )
 
     def _copy_process(self, process: Process) -> Process:
         return self._in_slot(lambda: process.fork(self.limits))

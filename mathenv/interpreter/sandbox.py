@@ -145,19 +145,6 @@ def become(uid: int, keep: int = 0) -> None:
     set_capabilities(keep)
 
 
-def use_huge_pages(maps: str) -> None:
-    """Put this process's private memory on huge pages (MADV_COLLAPSE, Linux 6.1).
-
-    A fork then copies one entry instead of 512, and still shares all but the 4 KiB pages
-    that are written to. `maps` is the text of /proc/self/maps. Older kernels leave it as is.
-    """
-    for line in maps.splitlines():
-        extent, mode, _, _, inode, *name = line.split()
-        if mode == "rw-p" and inode == "0" and name in ([], ["[heap]"]):
-            start, end = (int(number, 16) for number in extent.split("-"))
-            _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 25)
-
-
 # ------------------------------------------------------------------------ namespaces
 
 NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
@@ -455,11 +442,12 @@ def decide_fork(listener: int, allowed: int) -> bool:
     return granted
 
 
-def fork_here() -> int:
-    """Copy this process as a sibling; 0 in the copy.
+def fork_here(sibling: bool = True) -> int:
+    """Copy this process, as a sibling or as a child; 0 in the copy.
 
     Nothing of Python's `os.fork` hooks runs (one of them reseeds `random`), so the copy goes
     on exactly as it was. There must be no other thread.
     """
-    arguments = (_NUMBER["clone"], _FORK_FLAGS, 0, 0, 0, 0)
+    flags = _FORK_FLAGS if sibling else _FORK_FLAGS & 0xFF
+    arguments = (_NUMBER["clone"], flags, 0, 0, 0, 0)
     return _check(_holding_lock.syscall(*map(ctypes.c_long, arguments)), "clone")

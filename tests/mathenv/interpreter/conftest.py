@@ -65,7 +65,7 @@ def running() -> Callable[[int], set[int]]:
 def left_over() -> Callable[..., set[int]]:
     """Those that still run after some seconds, besides the ones in `expected`."""
 
-    def wait(host_pid: int, expected: set[int] = frozenset(), seconds: float = 5.0) -> set[int]:
+    def wait(host_pid: int, expected: set[int] = frozenset(), seconds: float = 30.0) -> set[int]:
         deadline = time.monotonic() + seconds
         while (left := processes_of(host_pid) - expected) and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -311,7 +311,9 @@ BAD_FORKS = {
 @pytest.fixture(scope="module", params=["namespaces", "seccomp"])
 def tier(request):
     limits = Limits(cell_seconds=60.0, memory_bytes=512 << 20)
-    with LocalInterpreter(limits, min_tier="seccomp", tier=request.param, zygotes=1) as tier:
+    with LocalInterpreter(
+        limits, min_tier="seccomp", tier=request.param, zygotes=1, spares=0
+    ) as tier:
         yield tier
 
 

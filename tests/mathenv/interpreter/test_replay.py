@@ -146,6 +146,12 @@ IPYTHON = "-" * 30 + "\n{} Traceback (most recent call last)\nCell In[1], line 1
             True,
             Verdict.PATH,
         ),
+        (
+            "from sympy import nothing",
+            "ImportError: cannot import name 'nothing' from 'sympy' (/opt/sympy/__init__.py)",
+            True,
+            Verdict.PATH,
+        ),
     ],
 )  # fmt: skip
 def test_every_class_of_difference(

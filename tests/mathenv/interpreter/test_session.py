@@ -306,13 +306,20 @@ def test_sessions_start_no_threads(interpreter):
         session.close()
 
 
+def test_builtins_are_restored_after_each_cell(session):
+    for _ in range(2):
+        assert session.run("import builtins\nbuiltins.len = None\nlen").output == ""
+        assert session.run("del builtins.repr\nbuiltins.print = 3").output == ""
+        assert session.run("print(len('ab'), repr(1))").output == "2 1"
+
+
 def test_error_reports_name_no_folder_of_this_machine(session):
     output = session.run("from sympy import nothing").output
     assert output.endswith("cannot import name 'nothing' from 'sympy' (sympy/__init__.py)")
 
 
 def test_a_start_that_takes_too_long_does_not_choose_a_weaker_tier(monkeypatch):
-    monkeypatch.setattr("mathenv.interpreter.process.START_SECONDS", 0.001)
+    monkeypatch.setattr("mathenv.interpreter.launcher.START_SECONDS", 0.001)
     with pytest.raises(InfraError, match="timed out"):
         LocalInterpreter()
 
