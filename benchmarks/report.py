@@ -117,13 +117,14 @@ def bench_latex(results: Sequence[BenchResult]) -> str:
     return latex_table(columns, [_bench_cells(result, columns) for result in results])
 
 
+_OF = ", 95%"
 _ALWAYS = ("suite", "agent", "problems", "pass@1", "95% interval")
 
 
 def _bench_columns(results: Sequence[BenchResult]) -> tuple[str, ...]:
     """Columns for all of the runs; those that would be empty in every line are left out."""
     ks = sorted({max(r.metrics.pass_at_k) for r in results if r.metrics.pass_at_k})
-    sampled = [f"{kind}@{k}" for k in ks for kind in ("pass", "maj")]
+    sampled = [f"{kind}@{k}{of}" for k in ks for kind in ("pass", "maj") for of in ("", _OF)]
     flagged = ["unflagged"] if any(r.metrics.flagged for r in results) else []
     return (*_ALWAYS, *sampled, *flagged, "excluded", "seconds")
 
@@ -147,6 +148,7 @@ def _bench_cells(result: BenchResult, columns: Sequence[str]) -> list[str]:
         cells["unflagged"] = percent(metrics.without_flagged.value)
     for kind, values in (("pass", metrics.pass_at_k), ("maj", metrics.maj_at_k)):
         cells |= {f"{kind}@{k}": percent(value.value) for k, value in values.items()}
+        cells |= {f"{kind}@{k}{_OF}": interval(value) for k, value in values.items()}
     return [cells.get(column, "") for column in columns]
 
 

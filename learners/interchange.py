@@ -6,6 +6,8 @@
     trl      one preference a line: `prompt`, `chosen`, `rejected` as messages (TRL's DPOTrainer)
     kto      one trajectory a line: `prompt`, `completion`, `label` (TRL's KTOTrainer)
 
+TRL has no mask for the last two: it also trains on the interpreter's messages in them.
+
 A message of the interpreter is a user turn with an `output` block, as the paper has it. Each
 row also holds, under `mathenv`, what the format has no place for; with it a row comes back as
 it was, without it a conversation is graded anew and needs an `answer`. The messages count: a

@@ -1,1 +1,1 @@
-"""Our suites and environment inside other evaluation frameworks."""
+"""Our suites, environment and trajectories inside other frameworks."""

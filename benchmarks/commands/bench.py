@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from benchmarks.agent_options import AgentOptions, InterpreterName, OpenAgent, open_agent
+from benchmarks.agent_options import (
+    MODEL_KINDS,
+    AgentOptions,
+    InterpreterName,
+    OpenAgent,
+    open_agent,
+)
 from benchmarks.console import ResultConsole
 from benchmarks.progress import ConsoleReporter
 from benchmarks.report import bench_table
@@ -16,6 +23,7 @@ from benchmarks.results import BenchResult
 from benchmarks.runner import greedy, run_bench
 from benchmarks.suites import Suite, find_suites
 from mathenv.errors import ConfigError
+from mathenv.types import Problem
 
 _SHOWN_MISMATCHES = 20
 _PAPER_HORIZON = 6
@@ -71,12 +79,7 @@ class Bench:
         """Run the suites one after another and print one table."""
         if self.setting == "paper":
             self._check_paper()
-        reporter = ConsoleReporter()
-        results = [
-            result
-            for suite in find_suites(self.suites, self.split)
-            for result in self._bench(suite, reporter)
-        ]
+        results = self._results(ConsoleReporter())
         console = ResultConsole()
         console.print(bench_table(results))
         for result in results:
@@ -98,14 +101,30 @@ class Bench:
                 f"paper: leave out {', '.join(flags)}, or use --setting default"
             )
 
-    def _bench(self, suite: Suite, reporter: ConsoleReporter) -> list[BenchResult]:
-        problems = suite.load(data=self.data, limit=self.limit)
+    def _results(self, reporter: ConsoleReporter) -> list[BenchResult]:
+        """Load every suite before the first is played, and a model once for all of them."""
+        suites = find_suites(self.suites, self.split)
+        problems = {suite: suite.load(data=self.data, limit=self.limit) for suite in suites}
+        if self.who.agent not in MODEL_KINDS:  # made of a suite's problems
+            return [
+                result
+                for suite in suites
+                for result in self._bench([suite], problems[suite], reporter)
+            ]
+        everything = [problem for suite in suites for problem in problems[suite]]
+        return self._bench(suites, everything, reporter)
+
+    def _bench(
+        self, suites: Sequence[Suite], problems: Sequence[Problem], reporter: ConsoleReporter
+    ) -> list[BenchResult]:
+        results = []
         with open_agent(self.who, problems, samples=self.n) as opened:
-            results = [self._play(suite, opened, self.n, reporter)]
             once = greedy(opened.agent) if self.n > 1 and self.greedy else None
-            if once is not None:
-                variant = OpenAgent(once, opened.details, opened.least_horizon)
-                results.insert(0, self._play(suite, variant, 1, reporter))
+            for suite in suites:
+                if once is not None:
+                    variant = OpenAgent(once, opened.details, opened.least_horizon)
+                    results.append(self._play(suite, variant, 1, reporter))
+                results.append(self._play(suite, opened, self.n, reporter))
         return results
 
     def _play(

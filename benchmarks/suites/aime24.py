@@ -3,15 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.suites.base import Published, Suite
-
-_R1 = {
-    "setting": "no tool, pass@1 at temperature 0.6",
-    "source": "arXiv 2501.12948, tables 4 and 5",
-}
-_OPEN_THOUGHTS = {
-    "setting": "no tool, run with Evalchemy",
-    "source": "model card of open-thoughts/OpenThinker2-7B",
-}
+from benchmarks.suites.sources import DEEPSEEK_R1, OPEN_THOUGHTS_CONTESTS, QWEN_MATH_CONTESTS
 
 SUITE = Suite(
     name="aime24",
@@ -21,11 +13,14 @@ SUITE = Suite(
     licence="problems of the MAA",
     about="both AIME contests of 2024, 30 problems",
     published=(
-        Published("DeepSeek-R1", 79.8, **_R1),
-        Published("DeepSeek-R1-Distill-Qwen-7B", 55.5, **_R1),
-        Published("OpenThinker2-7B", 50.0, **_OPEN_THOUGHTS),
-        Published("OpenThinker-7B", 31.3, **_OPEN_THOUGHTS),
-        Published("DeepSeek-R1-Distill-Qwen-7B", 57.3, **_OPEN_THOUGHTS),
-        Published("OpenR1-Qwen-7B", 48.7, **_OPEN_THOUGHTS),
+        Published("Qwen2.5-Math-1.5B-Instruct", 23.3, **QWEN_MATH_CONTESTS),
+        Published("Qwen2.5-Math-7B-Instruct", 20.0, **QWEN_MATH_CONTESTS),
+        Published("Qwen2.5-Math-72B-Instruct", 40.0, **QWEN_MATH_CONTESTS),
+        Published("DeepSeek-R1", 79.8, **DEEPSEEK_R1),
+        Published("DeepSeek-R1-Distill-Qwen-7B", 55.5, **DEEPSEEK_R1),
+        Published("OpenThinker2-7B", 50.0, **OPEN_THOUGHTS_CONTESTS),
+        Published("OpenThinker-7B", 31.3, **OPEN_THOUGHTS_CONTESTS),
+        Published("DeepSeek-R1-Distill-Qwen-7B", 57.3, **OPEN_THOUGHTS_CONTESTS),
+        Published("OpenR1-Qwen-7B", 48.7, **OPEN_THOUGHTS_CONTESTS),
     ),
 )

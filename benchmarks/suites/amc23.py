@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.suites.base import Published, Suite
-
-_OPEN_THOUGHTS = {
-    "setting": "no tool, run with Evalchemy",
-    "source": "model card of open-thoughts/OpenThinker2-7B",
-}
+from benchmarks.suites.sources import OPEN_THOUGHTS_CONTESTS, QWEN_MATH_CONTESTS
 
 SUITE = Suite(
     name="amc23",
@@ -17,9 +13,12 @@ SUITE = Suite(
     licence="problems of the MAA",
     about="AMC 12 of 2023, 40 problems",
     published=(
-        Published("OpenThinker2-7B", 89.5, **_OPEN_THOUGHTS),
-        Published("OpenThinker-7B", 74.5, **_OPEN_THOUGHTS),
-        Published("DeepSeek-R1-Distill-Qwen-7B", 92.0, **_OPEN_THOUGHTS),
-        Published("OpenR1-Qwen-7B", 88.5, **_OPEN_THOUGHTS),
+        Published("Qwen2.5-Math-1.5B-Instruct", 50.0, **QWEN_MATH_CONTESTS),
+        Published("Qwen2.5-Math-7B-Instruct", 67.5, **QWEN_MATH_CONTESTS),
+        Published("Qwen2.5-Math-72B-Instruct", 70.0, **QWEN_MATH_CONTESTS),
+        Published("OpenThinker2-7B", 89.5, **OPEN_THOUGHTS_CONTESTS),
+        Published("OpenThinker-7B", 74.5, **OPEN_THOUGHTS_CONTESTS),
+        Published("DeepSeek-R1-Distill-Qwen-7B", 92.0, **OPEN_THOUGHTS_CONTESTS),
+        Published("OpenR1-Qwen-7B", 88.5, **OPEN_THOUGHTS_CONTESTS),
     ),
 )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.suites.base import Published, Suite
-
-_PAL = {"setting": "few-shot, program", "source": "arXiv 2211.10435, table 1"}
+from benchmarks.suites.sources import PAL, TORA
 
 SUITE = Suite(
     name="asdiv",
@@ -13,5 +12,9 @@ SUITE = Suite(
     size=2215,
     licence="CC-BY-NC-4.0",
     about="diverse elementary word problems, 2,215 with one answer",
-    published=(Published("PaL, Codex", 79.6, **_PAL),),
+    published=(
+        Published("ToRA-70B", 86.8, **TORA),
+        Published("ToRA-Code-34B", 84.2, **TORA),
+        Published("PaL, Codex", 79.6, **PAL),
+    ),
 )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.suites.base import Published, Suite
-
-_PAL = {"setting": "few-shot, program", "source": "arXiv 2211.10435, table 1"}
+from benchmarks.suites.sources import PAL, TORA
 
 SUITE = Suite(
     name="gsm_hard",
@@ -13,5 +12,9 @@ SUITE = Suite(
     size=1319,
     licence="MIT",
     about="GSM8K test with large numbers, about one label in ten is wrong",
-    published=(Published("PaL, Codex", 61.2, **_PAL),),
+    published=(
+        Published("ToRA-70B", 67.2, **TORA),
+        Published("ToRA-Code-34B", 63.7, **TORA),
+        Published("PaL, Codex", 61.2, **PAL),
+    ),
 )

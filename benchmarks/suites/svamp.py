@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.suites.base import Published, Suite
-
-_PAL = {"setting": "few-shot, program", "source": "arXiv 2211.10435, table 1"}
+from benchmarks.suites.sources import PAL, TORA
 
 SUITE = Suite(
     name="svamp",
@@ -13,5 +12,9 @@ SUITE = Suite(
     size=1000,
     licence="MIT",
     about="one-step problems varied to trip shortcuts, 1,000 problems",
-    published=(Published("PaL, Codex", 79.4, **_PAL),),
+    published=(
+        Published("ToRA-70B", 82.7, **TORA),
+        Published("ToRA-Code-34B", 80.5, **TORA),
+        Published("PaL, Codex", 79.4, **PAL),
+    ),
 )

@@ -70,7 +70,7 @@ def test_every_suite_says_where_it_comes_from(name: str) -> None:
     for number in suite.published:
         assert 0 < number.score <= 100
         assert number.setting
-        assert number.source
+        assert number.source.startswith(("arXiv ", "README of github.com/"))
     assert len({(n.system, n.setting, n.split) for n in suite.published}) == len(suite.published)
 
 
@@ -84,6 +84,39 @@ def test_the_paper_is_there_to_compare_with() -> None:
     best = "Gemma-1.1-it-7B, M-DPO iteration 3"
     assert (gsm8k[best], math[best]) == (83.9, 51.2)
     assert math["Gemma-2-it-9B, iterative M-KTO"] == 54.5
+
+
+@pytest.mark.parametrize(
+    ("suite", "source", "cells"),
+    [
+        ("gsm8k", "2309.17452", {"ToRA-70B": 84.3, "ToRA-Code-34B": 80.7}),
+        ("math", "2309.17452", {"ToRA-70B": 49.7, "ToRA-Code-34B": 50.8}),
+        ("gsm_hard", "2309.17452", {"ToRA-70B": 67.2, "ToRA-Code-34B": 63.7}),
+        ("svamp", "2309.17452", {"ToRA-70B": 82.7, "ToRA-Code-34B": 80.5}),
+        ("asdiv", "2309.17452", {"ToRA-70B": 86.8, "ToRA-Code-34B": 84.2}),
+        ("mawps", "2309.17452", {"ToRA-70B": 93.8, "ToRA-Code-34B": 93.3}),
+        ("math", "2409.12122", {"Qwen2.5-Math-7B-Instruct": 85.2}),
+        ("aime24", "DeepSeek-R1", {"DeepSeek-R1": 79.8, "DeepSeek-R1-Distill-Qwen-7B": 55.5}),
+        ("math500", "DeepSeek-R1", {"DeepSeek-R1": 97.3, "DeepSeek-R1-Distill-Qwen-7B": 92.8}),
+        ("aime25", "open-thoughts", {"OpenThinker2-7B": 33.3, "OpenR1-Qwen-7B": 34.7}),
+        ("amc23", "open-thoughts", {"OpenThinker2-7B": 89.5, "OpenR1-Qwen-7B": 88.5}),
+    ],
+)
+def test_published_numbers_are_those_of_their_sources(suite: str, source: str, cells) -> None:
+    """Cells read a second time in the papers' tables and the repositories' READMEs."""
+    found = {n.system: n.score for n in SUITES[suite].published if source in n.source}
+    assert cells.items() <= found.items()
+
+
+def test_contests_are_counted_in_whole_problems() -> None:
+    """Greedy scores of Qwen2.5-Math stand in its table 5 as problems solved."""
+    for name in ("aime24", "amc23"):
+        suite = SUITES[name]
+        greedy = [n.score for n in suite.published if "2409.12122" in n.source]
+        assert len(greedy) == 3
+        for score in greedy:
+            solved = score * suite.size / 100
+            assert abs(solved - round(solved)) < 0.05
 
 
 def test_a_part_of_mawps_keeps_its_own_numbers() -> None:

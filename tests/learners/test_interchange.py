@@ -18,7 +18,7 @@ from learners.interchange import (
 )
 from mathenv.errors import DataError
 from mathenv.protocol import output_block
-from mathenv.store import TrajectoryStore, read_trajectories
+from mathenv.store import TrajectoryStore, from_json, read_trajectories
 from mathenv.types import (
     ExecutionResult,
     ExecutionStatus,
@@ -238,6 +238,38 @@ def test_datasets_reads_stored_trajectories_and_exports(rollouts: Path, tmp_path
         assert {t.key for t in trajectories_from(again)} <= {t.key for t in stored}
         if form == "openai":
             assert read[0]["assistant_masks"] == [0, 0, 1, 1, 0, 1]
+
+
+def test_types_that_the_first_chunk_does_not_show(tmp_path: Path) -> None:
+    """`datasets` infers types from the first chunk; here it has neither parents nor tokens."""
+    datasets = pytest.importorskip("datasets", minversion="5")
+    from benchmarks.adapters.hf_datasets import trajectory_features
+
+    plain = Problem("p/1", QUESTION, "42")
+    bare = trajectory(tokens=None, problem=plain, turns=(), stop_reason=StopReason.TOKEN_LIMIT)
+    rich = trajectory(sample=999, parent="p/1#tester#9", branch_turn=1)
+    with TrajectoryStore(tmp_path) as store:
+        for sample in range(100):
+            store.append(replace(bare, sample=sample))
+        store.append(rich)
+
+    def load(name, **options):
+        return datasets.load_dataset(
+            "json",
+            data_files=str(tmp_path / "trajectories.jsonl"),
+            split="train",
+            cache_dir=str(tmp_path / name),
+            chunksize=1 << 14,
+            **options,
+        )
+
+    with pytest.raises(datasets.exceptions.DatasetGenerationError):
+        load("inferred")
+    rows = load("declared", features=trajectory_features())
+    assert len(rows) == 101
+    assert rows[0]["tokens"] is None
+    assert rows[0]["problem"]["metadata"] == {}
+    assert from_json(json.loads(json.dumps(rows[-1]))) == rich
 
 
 def test_real_episodes_survive(tmp_path: Path) -> None:
