@@ -24,8 +24,9 @@ from typing import Any
 from agents.base import WeightedAgent
 from agents.collector import CollectConfig, Collector, Job, infra_episode, leaf
 from agents.episode_log import EpisodeLog, Progress
-from agents.rollout import jobs_of, run_blocking
+from agents.rollout import collect, jobs_of, run_blocking
 from mathenv.errors import ConfigError, InfraError, MathEnvError
+from mathenv.interpreter import Interpreter
 from mathenv.store import TrajectoryStore
 from mathenv.types import Problem, Trajectory
 
@@ -189,6 +190,39 @@ class RayWorkers:
         except self._ray.exceptions.RayError as error:
             raise as_itself(error) from error
         return members, facts
+
+
+def collect_with(
+    factory: SetupFactory,
+    cluster: RayConfig | None,
+    problems: Sequence[Problem],
+    store: TrajectoryStore,
+    config: CollectConfig,
+    *,
+    interpreter: str | Interpreter = "local",
+    progress: Progress | None = None,
+) -> int:
+    """Collect with the agents that `factory` opens: in each of a cluster's workers, or here.
+
+    Raises:
+        ConfigError: an interpreter that cannot be sent to workers: give its name.
+    """
+    if cluster is None:
+        with factory() as setup:
+            return collect(
+                setup.members,
+                problems,
+                store,
+                config,
+                interpreter=interpreter,
+                progress=progress,
+            )
+    if not isinstance(interpreter, str):
+        raise ConfigError("workers on a cluster make their own interpreters: give a name")
+    with RayWorkers(factory, cluster) as workers:
+        return collect_distributed(
+            workers, problems, store, config, interpreter=interpreter, progress=progress
+        )
 
 
 def collect_distributed(

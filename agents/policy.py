@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from agents.base import SamplingParams
 from agents.dialects import find_dialect
@@ -15,6 +15,44 @@ from agents.models.transformers import TransformersModel, load_causal_lm, load_t
 from agents.models.vllm import VLLMModel, VLLMOptions
 from agents.rendering import ChatRenderer
 from agents.templates import ToolRole
+from mathenv.errors import ConfigError
+
+EngineKind = Literal["transformers", "vllm"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Which engine runs a folder's weights in this process, and how.
+
+    Args:
+        kind: `transformers` for any causal LM and the same bytes for the same seed, `vllm` for
+            speed.
+        device: where `transformers` computes, e.g. cpu or cuda. vLLM takes what its build is for.
+        dtype: type of weights and activations, e.g. float32 or bfloat16.
+        max_batch: requests decoded together at most; memory grows with it.
+        gpu_memory: share of each GPU's memory that vLLM takes.
+        tensor_parallel: GPUs that share one model, with vLLM.
+
+    Raises:
+        ConfigError: no such engine, or a number that cannot be.
+    """
+
+    kind: EngineKind = "transformers"
+    device: str = "cpu"
+    dtype: str = "float32"
+    max_batch: int = 128
+    gpu_memory: float = 0.9
+    tensor_parallel: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(EngineKind):
+            raise ConfigError(
+                f"no engine is called {self.kind!r}: use {' or '.join(get_args(EngineKind))}"
+            )
+        if min(self.max_batch, self.tensor_parallel) < 1 or not 0 < self.gpu_memory <= 1:
+            raise ConfigError(
+                f"max_batch and tensor_parallel must be at least 1, gpu_memory a share: {self}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +60,9 @@ class RenderOptions:
     """How a conversation is written; see `ChatRenderer`. `dialect` is a name or None.
 
     `stop_strings` of None are the dialect's.
+
+    Raises:
+        ConfigError: no such dialect or role.
     """
 
     dialect: str | None = None
@@ -29,11 +70,17 @@ class RenderOptions:
     system: str = ""
     stop_strings: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.dialect is not None:
+            find_dialect(self.dialect)
+        if self.tool_role not in get_args(ToolRole):
+            raise ConfigError(f"tool_role must be 'user' or 'tool', not {self.tool_role!r}")
+
     def renderer(self, tokenizer: Any) -> ChatRenderer:
         """Return a renderer for this tokenizer.
 
         Raises:
-            ConfigError: no such dialect. RenderError: its template cannot be used.
+            RenderError: the template cannot be used.
         """
         return ChatRenderer(
             tokenizer,
@@ -49,25 +96,37 @@ def load_policy(
     sampling: SamplingParams | None = None,
     *,
     name: str | None = None,
-    device: str = "cpu",
-    dtype: str = "float32",
-    max_batch: int = 128,
+    engine: EngineOptions | None = None,
     rendering: RenderOptions | None = None,
 ) -> Iterator[LLMAgent]:
-    """Load a folder or hub id as an agent over the transformers engine, and close it after.
+    """Load a folder or hub id as an agent, and close its engine after.
 
     Raises:
         ConfigError: it cannot be loaded. RenderError: its template cannot be used.
     """
-    rendering = rendering or RenderOptions()
+    engine, rendering = engine or EngineOptions(), rendering or RenderOptions()
+    if engine.kind == "vllm":
+        options = VLLMOptions(
+            dtype=engine.dtype,
+            max_sequences=engine.max_batch,
+            gpu_memory=engine.gpu_memory,
+            tensor_parallel=engine.tensor_parallel,
+        )
+        with load_vllm_policy(
+            path, sampling, name=name, options=options, rendering=rendering
+        ) as agent:
+            yield agent
+        return
     tokenizer = load_tokenizer(path)
     renderer = rendering.renderer(tokenizer)
-    model = load_causal_lm(path, dtype=dtype, device=device)
-    engine = TransformersModel(model, tokenizer, name=name or str(path), max_batch=max_batch)
+    weights = load_causal_lm(path, dtype=engine.dtype, device=engine.device)
+    model = TransformersModel(
+        weights, tokenizer, name=name or str(path), max_batch=engine.max_batch
+    )
     try:
-        yield LLMAgent(engine, renderer, sampling, stop_strings=rendering.stop_strings)
+        yield LLMAgent(model, renderer, sampling, stop_strings=rendering.stop_strings)
     finally:
-        engine.close()
+        model.close()
 
 
 @contextmanager
@@ -79,7 +138,7 @@ def load_vllm_policy(
     options: VLLMOptions | None = None,
     rendering: RenderOptions | None = None,
 ) -> Iterator[LLMAgent]:
-    """Load a folder or hub id as an agent over vLLM in this process, and close it after.
+    """Do what `load_policy` does with vLLM, whose every option can be set here.
 
     Trajectories are also bounded by the model's context.
 

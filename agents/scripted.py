@@ -26,8 +26,10 @@ class OracleAgent:
     teacher who reckons in the head.
     """
 
-    def __init__(self, problems: Iterable[Problem], *, use_tool: bool = True) -> None:
-        self.name = "oracle" if use_tool else "oracle-direct"
+    def __init__(
+        self, problems: Iterable[Problem], *, use_tool: bool = True, name: str | None = None
+    ) -> None:
+        self.name = name or ("oracle" if use_tool else "oracle-direct")
         self._use_tool = use_tool
         self._problems = {p.question: p for p in problems}
 

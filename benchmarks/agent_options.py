@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +45,7 @@ class AgentOptions:
         base_url: address of the server, e.g. http://localhost:8000/v1 (agent `openai`; the
             key comes from OPENAI_API_KEY).
         served_model: the model's name at the server. Left out: the only one that it lists.
+        slots: requests that the server is sent at once. Left out: as many as there are episodes.
         api: `tokens` sends and receives token ids, as vLLM's server can; `chat` text, and
             then trajectories hold no tokens and cannot be trained on.
         dialect: how conversations are written, a name in agents/dialects.toml. Left out: the
@@ -67,12 +68,20 @@ class AgentOptions:
     max_batch: int = 128
     base_url: str | None = None
     served_model: str | None = None
+    slots: int | None = None
     api: Literal["tokens", "chat"] = "tokens"
     dialect: str | None = None
     tool_role: Literal["user", "tool"] = "user"
     system: str = ""
     stop_strings: tuple[str, ...] | None = None
     name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Member(AgentOptions):
+    """One table of a mixture's file: an agent and its samples per problem."""
+
+    samples: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,44 @@ class OpenAgent:
     agent: Agent
     details: Mapping[str, Any]
     least_horizon: int = 0
+
+
+def read_mixture(file: Path, defaults: AgentOptions) -> list[tuple[AgentOptions, int]]:
+    """Read a TOML file with a table per agent; return each agent's options and its samples.
+
+    A table's name is the agent's. What it does not say is as in `defaults`, unless it names
+    another kind of agent than that.
+
+    Raises:
+        ConfigError: there is no such file, or a key or value in it is wrong.
+    """
+    recipe = import_module("learners.recipe")
+    tables = recipe.read_toml(file)
+    members = recipe.structured(tables, dict[str, Member], file)
+    if not members:
+        raise ConfigError(f"{file} holds no agent: give each a table, such as [current]")
+    mixture = []
+    for name, member in members.items():
+        if "name" in tables[name] or member.samples < 1:
+            raise ConfigError(f"{file}: [{name}] is the name, and `samples` at least 1")
+        said = {key: getattr(member, key) for key in tables[name] if key != "samples"}
+        same_kind = said.get("agent", defaults.agent) == defaults.agent
+        base = defaults if same_kind else AgentOptions()
+        mixture.append((replace(base, name=name, **said), member.samples))
+    return mixture
+
+
+def identify(options: AgentOptions, samples: int) -> dict[str, Any]:
+    """Return what identifies an agent that is not open: what it is, not where it runs."""
+    found: dict[str, Any] = {"kind": options.agent}
+    for option in ("model", "trajectories", "base_url", "served_model"):
+        if (value := getattr(options, option)) is not None:
+            found[option] = str(value)
+    if options.agent in MODEL_KINDS:
+        found |= {"sampling": asdict(_sampling(options, samples)), **_wording(options)}
+    if options.agent in ("transformers", "vllm"):
+        found |= _details(options)
+    return found
 
 
 Opener = Callable[
@@ -113,7 +160,8 @@ def _oracle(
         if value is not None:
             raise ConfigError(f"the oracle takes no {flag}: choose another --agent")
     longest = max(max(1, len(problem.solution)) for problem in problems)
-    yield OpenAgent(OracleAgent(problems), {}, least_horizon=longest + 1)
+    agent = OracleAgent(problems, name=options.name)
+    yield OpenAgent(agent, {}, least_horizon=longest + 1)
 
 
 @contextmanager
@@ -130,7 +178,7 @@ def _replay(
 
 
 @contextmanager
-def _transformers(
+def _here(
     options: AgentOptions, problems: Sequence[Problem], sampling: SamplingParams
 ) -> Iterator[OpenAgent]:
     model = _model(options)
@@ -140,26 +188,8 @@ def _transformers(
         model,
         sampling,
         name=options.name or Path(model).name,
-        device=options.device,
-        dtype=options.dtype,
-        max_batch=options.max_batch,
-        rendering=_rendering(options),
-    ) as agent:
-        yield OpenAgent(agent, _details(options))
-
-
-@contextmanager
-def _vllm(
-    options: AgentOptions, problems: Sequence[Problem], sampling: SamplingParams
-) -> Iterator[OpenAgent]:
-    model = _model(options)
-    policy = import_module("agents.policy")
-    with policy.load_vllm_policy(
-        model,
-        sampling,
-        name=options.name or Path(model).name,
-        options=import_module("agents.models.vllm").VLLMOptions(
-            dtype=options.dtype, max_sequences=options.max_batch
+        engine=policy.EngineOptions(
+            options.agent, options.device, options.dtype, options.max_batch
         ),
         rendering=_rendering(options),
     ) as agent:
@@ -173,7 +203,7 @@ def _openai(
     if options.base_url is None:
         raise ConfigError("--agent openai needs --base-url, e.g. http://localhost:8000/v1")
     server = import_module("agents.models.openai").ServerOptions(
-        options.base_url, options.served_model
+        options.base_url, options.served_model, slots=options.slots
     )
     details = {"base_url": options.base_url, "api": options.api, **_wording(options)}
     name = options.name or options.served_model or (options.model and Path(options.model).name)
@@ -229,8 +259,8 @@ def _wording(options: AgentOptions) -> dict[str, Any]:
 
 AGENTS: dict[AgentKind, Opener] = {
     "oracle": _oracle,
-    "transformers": _transformers,
-    "vllm": _vllm,
+    "transformers": _here,
+    "vllm": _here,
     "openai": _openai,
     "replay": _replay,
 }

@@ -37,19 +37,28 @@ class ServerOptions:
         model: the model's name there. Left out: the only one that the server lists.
         timeout: seconds for one answer.
         retries: how often a request is sent again when it failed.
+        slots: requests that it is sent at once. Left out: one for each episode in flight.
+
+    Raises:
+        ConfigError: no slot.
     """
 
     base_url: str
     model: str | None = None
     timeout: float = 600.0
     retries: int = 4
+    slots: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.slots is not None and self.slots < 1:
+            raise ConfigError(f"a server needs at least one slot, not {self.slots}")
 
 
 class OpenAIModel(ThreadedModel):
     """Engine over a server that takes and returns token ids; implements `LanguageModel`.
 
     `context` is the most tokens of a request, prompt included, None where the server does
-    not say.
+    not say; `slots` is how many requests it is sent at once, None where that was not said.
 
     Raises:
         ConfigError: the server cannot be reached, refuses the key or has no such model.
@@ -57,6 +66,7 @@ class OpenAIModel(ThreadedModel):
 
     def __init__(self, options: ServerOptions, *, name: str | None = None) -> None:
         super().__init__(name or options.model or options.base_url)
+        self.slots = options.slots
         try:
             self._client = self._thread.wait(_client(options))
             self._model, self.context = self._thread.wait(_find_model(self._client, options))
@@ -133,6 +143,7 @@ class OpenAIChat:
 
     def __init__(self, options: ServerOptions, *, name: str | None = None) -> None:
         self.name = name or options.model or options.base_url
+        self.slots = options.slots
         self._thread = LoopThread(self.name)
         try:
             self._client = self._thread.wait(_client(options))

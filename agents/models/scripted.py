@@ -59,8 +59,8 @@ class ScriptedModel:
         """Answer a request.
 
         Raises:
-            ConfigError: an impossible request. InfraError: the script failed, or the engine
-            is closed.
+            ConfigError: an impossible request.
+            InfraError: the script failed, or the engine is closed.
         """
         check_request(request)
         if self._closed:

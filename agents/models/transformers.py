@@ -126,6 +126,7 @@ class TransformersModel:
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
+        self._lm = None  # agents may still hold this object: the weights go now
 
     def _check_soon(self) -> None:
         # Not at once: coroutines started together have then all opened their sessions.

@@ -8,13 +8,17 @@ of floating-point sums.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from agents.base import Completion, CompletionRequest
 from agents.models.threaded import ThreadedModel, finish_reason
@@ -64,11 +68,13 @@ class VLLMModel(ThreadedModel):
         super().__init__(name)
         self._vllm, self._inputs = import_module("vllm"), import_module("vllm.inputs")
         self._numbers = itertools.count()
+        others = set(active_children())
         try:
             self._engine = self._thread.wait(self._start(engine_args))
         except BaseException:
             self._thread.close()
             raise
+        self._processes = [child for child in active_children() if child not in others]
         self.context: int = self._engine.model_config.max_model_len
         self.slots: int = engine_args.max_num_seqs
 
@@ -82,6 +88,7 @@ class VLLMModel(ThreadedModel):
             ConfigError: vLLM is not installed, or cannot run this model with these options.
         """
         _check_folder(path)
+        _give_back_gpu_memory()
         try:
             return cls(_engine_args(path, options or VLLMOptions()), name=name or str(path))
         except (ValueError, RuntimeError, OSError) as error:
@@ -129,6 +136,8 @@ class VLLMModel(ThreadedModel):
     async def _shut_down(self) -> None:
         engine, self._engine = self._engine, None  # its destructor would run at exit, too late
         engine.shutdown(timeout=_SHUTDOWN_SECONDS)
+        for process in self._processes:  # it may only have been told: its memory is not free yet
+            process.join(_SHUTDOWN_SECONDS)
 
 
 def _completion(name: str, output: Any) -> Completion:
@@ -164,6 +173,10 @@ def _engine_args(path: str | Path, options: VLLMOptions) -> Any:
         tensor_parallel_size=options.tensor_parallel,
         enforce_eager=cpu if options.eager is None else options.eager,
         enable_prefix_caching=True,
+        # On a CPU vLLM takes back a seeded request's random number after each part of a prompt,
+        # which torch's generator for CPUs cannot do: the engine would die (release 0.32).
+        # Without parts a step has room for the longest request, and further ones wait.
+        enable_chunked_prefill=False if cpu else None,
         logprobs_mode="raw_logprobs",  # before temperature and top-p
         generation_config="vllm",  # no sampling defaults from the model's folder
         disable_log_stats=True,
@@ -189,6 +202,13 @@ def kv_cache_bytes(options: VLLMOptions, *, cpu: bool) -> int | None:
     if told and (not told.isdecimal() or int(told) < 1):
         raise ConfigError(f"{_KV_SPACE} must be a whole number of GiB, at least 1, not {told!r}")
     return int(told or 1) * _GIB
+
+
+def _give_back_gpu_memory() -> None:
+    """Let the engine's process have what training in this one left in torch's cache."""
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _check_folder(path: str | Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,23 +13,50 @@ from typing import Annotated, Any
 import tyro
 
 from agents.base import WeightedAgent
-from agents.distributed import RayConfig, RayWorkers, WorkerSetup, collect_distributed
+from agents.distributed import (
+    RayConfig,
+    RayWorkers,
+    SetupFactory,
+    WorkerSetup,
+    collect_distributed,
+)
 from agents.episode_log import Progress
 from agents.rollout import CollectConfig, collect, read_collected
-from benchmarks.agent_options import AgentOptions, InterpreterName, open_agent
+from benchmarks.agent_options import (
+    AgentOptions,
+    InterpreterName,
+    identify,
+    open_agent,
+    read_mixture,
+)
 from benchmarks.console import ResultConsole
 from benchmarks.metrics import outcomes, tool_use
 from benchmarks.progress import ConsoleReporter
 from benchmarks.report import percent
 from benchmarks.runner import claim, describe_agent, describe_problems
 from benchmarks.suites import Suite, find_suite
+from mathenv.errors import ConfigError
 from mathenv.store import FILE_NAME, TrajectoryStore
 from mathenv.types import Problem
+
+Settle = Callable[[Mapping[str, Any]], CollectConfig]
 
 
 @dataclass(frozen=True, slots=True)
 class Collect:
     """Sample n trajectories per problem, with the exact tokens, for `mathenv train`.
+
+    A mixture of agents stands in a TOML file, a table for each: how many `samples` per problem,
+    and the agent's flags with underscores, which hold as given here where the table is silent
+    (but for a table that names another kind of agent).
+
+        [current]
+        samples = 20
+        model = "runs/a/step-300"
+
+        [previous]
+        samples = 10
+        model = "runs/a/step-200"
 
     Writes config.json and trajectories.jsonl into a folder. Stopped and started again it
     goes on where it stopped.
@@ -41,6 +68,7 @@ class Collect:
         split: which split (default: train).
         limit: draw this many problems (the same ones for every seed).
         n: trajectories per problem.
+        mixture: a .toml file of agents (see above). One is opened after the other.
         horizon: most turns of an episode. Raised for the oracle where solutions need more.
         concurrency: episodes played at the same time, by each worker.
         threads: cells that run at the same time, at each worker.
@@ -62,6 +90,7 @@ class Collect:
     split: str = "train"
     limit: int | None = None
     n: int = 1
+    mixture: Path | None = None
     horizon: int = 6
     concurrency: int = 128
     threads: int = 4
@@ -79,16 +108,33 @@ class Collect:
         """Collect, then print one line about what there is."""
         suite = find_suite(self.suite, self.split)
         problems = suite.load(data=self.data, limit=self.limit)
+        members = [(self.who, self.n)]
+        if self.mixture is not None:
+            members = self._read(self.mixture)
+            agents = {str(who.name): identify(who, samples) for who, samples in members}
+            self._claim(suite, problems, agents, self.horizon)
+        expected = len(problems) * sum(samples for _, samples in members)
         play = self._play_here if self.ray is None else self._play_on_ray
-        with ConsoleReporter().stage(
-            f"collect {suite.name}", len(problems) * self.n, "episodes"
-        ) as advance:
-            play(suite, problems, lambda _, done, total: advance(done, total))
+        with ConsoleReporter().stage(f"collect {suite.name}", expected, "episodes") as advance:
+            for who, samples in members:
+                play(
+                    problems,
+                    partial(_open_members, who, problems, samples),
+                    partial(self._settle, suite, problems),
+                    lambda _, done, total: advance(done, max(total, expected)),
+                )
         ResultConsole().say(self._summary())
 
-    def _play_here(self, suite: Suite, problems: Sequence[Problem], progress: Progress) -> None:
-        with _open_members(self.who, problems, self.n) as setup:
-            config = self._claim(suite, problems, setup.facts)
+    def _read(self, mixture: Path) -> list[tuple[AgentOptions, int]]:
+        if self.n != 1:
+            raise ConfigError("a mixture says for each agent how many `samples`: leave out --n")
+        return read_mixture(mixture, self.who)
+
+    def _play_here(
+        self, problems: Sequence[Problem], factory: SetupFactory, settle: Settle, progress: Progress
+    ) -> None:
+        with factory() as setup:
+            config = settle(setup.facts)
             with TrajectoryStore(self.out) as store:
                 collect(
                     setup.members,
@@ -99,10 +145,12 @@ class Collect:
                     progress=progress,
                 )
 
-    def _play_on_ray(self, suite: Suite, problems: Sequence[Problem], progress: Progress) -> None:
+    def _play_on_ray(
+        self, problems: Sequence[Problem], factory: SetupFactory, settle: Settle, progress: Progress
+    ) -> None:
         cluster = RayConfig(self.workers, self.ray or "local", self.worker_cpus, self.worker_gpus)
-        with RayWorkers(partial(_open_members, self.who, problems, self.n), cluster) as workers:
-            config = self._claim(suite, problems, workers.facts)
+        with RayWorkers(factory, cluster) as workers:
+            config = settle(workers.facts)
             with TrajectoryStore(self.out) as store:
                 collect_distributed(
                     workers,
@@ -113,14 +161,13 @@ class Collect:
                     progress=progress,
                 )
 
-    def _claim(
+    def _settle(
         self, suite: Suite, problems: Sequence[Problem], facts: Mapping[str, Any]
     ) -> CollectConfig:
-        """Make the folder this run's, or check that it is; where it is played is not noted."""
+        """Return how to play an open agent; where it is the only one, the folder is its own."""
         horizon = max(self.horizon, facts["least_horizon"])
-        # Not the number of samples: a later call may add more of them.
-        run = {"seed": self.seed, "horizon": horizon, "agent": facts["agent"]}
-        claim(self.out, {**describe_problems(suite, problems), **run})
+        if self.mixture is None:
+            self._claim(suite, problems, facts["agent"], horizon)
         return CollectConfig(
             horizon=horizon,
             concurrency=self.concurrency,
@@ -129,6 +176,14 @@ class Collect:
             trajectory_seconds=self.trajectory_seconds,
             seed=self.seed,
         )
+
+    def _claim(
+        self, suite: Suite, problems: Sequence[Problem], agent: Mapping[str, Any], horizon: int
+    ) -> None:
+        """Make the folder this run's, or check that it is; where it is played is not noted."""
+        # Not the number of samples: a later call may add more of them.
+        run = {"seed": self.seed, "horizon": horizon, "agent": agent}
+        claim(self.out, {**describe_problems(suite, problems), **run})
 
     def _summary(self) -> str:
         trajectories = read_collected(self.out)

@@ -59,6 +59,7 @@ class Job:
             before training, and its head at target positions only, as on a GPU.
         batch: TRL's pairs, or trajectories, per forward pass; 0 for all.
         token_budget: our tokens per forward pass.
+        recompute_every: our activation checkpointing, see `TrainConfig`.
         memory: measure memory instead of time.
     """
 
@@ -71,6 +72,7 @@ class Job:
     compact: bool = False
     batch: int = 0
     token_budget: int = 8192
+    recompute_every: int = 0
     memory: bool = False
 
     @staticmethod
@@ -205,6 +207,7 @@ def ours(job: Job, examples: Sequence[Example]) -> tuple[Steps, Any]:
         warmup=0.0,
         schedule="constant",
         token_budget=job.token_budget,
+        recompute_every=job.recompute_every,
         checkpoints=1,
     )
 

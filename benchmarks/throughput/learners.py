@@ -29,6 +29,7 @@ from mathenv.errors import InfraError
 OURS, DEFAULTS = "mathenv", "TRL, defaults"
 STOCK, COMPACT = "TRL, best stock", "TRL, best, compacted"
 LOWEST = "TRL, lowest stock"
+KEPT = "mathenv, nothing recomputed"
 DPO, KTO = "DPO step, 384x6, vocabulary 4k", "KTO step, 384x6, vocabulary 4k"
 MEMORY = "DPO memory above resident, 256x6, vocabulary 32k, 8 pairs"
 TOTAL = "DPO memory in all, 256x6, vocabulary 32k, 8 pairs"
@@ -111,7 +112,9 @@ def _ways(shapes: Shapes, folder: Path, seed: int) -> Iterator[_Way]:
     yield _Way(KTO, OURS, kto)
     yield _Way(KTO, DEFAULTS, replace(kto, peer=True))
     memory = Job(replace(shapes.memory, seed=seed), str(folder / "memory"), memory=True)
-    yield _Way(MEMORY, OURS, replace(memory, token_budget=2048))
+    # A pair at a time, activations computed again, as both of TRL's settings do.
+    yield _Way(MEMORY, OURS, replace(memory, token_budget=1024, recompute_every=1))
+    yield _Way(MEMORY, KEPT, replace(memory, token_budget=2048))
     yield _Way(MEMORY, DEFAULTS, replace(memory, peer=True))
     yield _Way(MEMORY, LOWEST, replace(memory, peer=True, precompute=True, batch=1))
 

@@ -266,24 +266,74 @@ def _measure_engine(
         step()
         if way:
             report.add(name, way, "/s", [len(jobs) / seconds], None)
-            busy = engine.busy / seconds / load.slots
             report.remarks.append(
-                f"{title}: {way}: {seconds:.1f} s, {turns} turns, {busy:.0%} of {load.slots} "
-                "slots busy over the run"
+                f"{title}: {way}: {seconds:.1f} s, {turns} turns, "
+                f"{engine.usage.total / seconds / load.slots:.0%} of {load.slots} slots busy over "
+                f"the run{_told_steady(way, engine.usage, load)}"
             )
 
 
+@dataclass(slots=True)
+class Usage:
+    """How many of an engine's slots are in use: the integral over time, and its marks.
+
+    `full` and `begun` are (time, integral) when all slots were first in use, and when the
+    last session was opened: between them the engine had all the work that it could take.
+    """
+
+    slots: int
+    running: int = 0
+    total: float = 0.0
+    full: tuple[float, float] | None = None
+    begun: tuple[float, float] = (0.0, 0.0)
+    _last: float = 0.0
+
+    def change(self, by: int, now: float) -> None:
+        """Note that so many requests begin (or, below 0, end)."""
+        self._advance(now)
+        self.running += by
+        if self.full is None and self.running == self.slots:
+            self.full = now, self.total
+
+    def begin(self, now: float) -> None:
+        """Note that an episode begins."""
+        self._advance(now)
+        self.begun = now, self.total
+
+    def steady(self) -> float:
+        """Share of the slots in use in steady state; NaN where there was none."""
+        (start, before), (end, after) = self.full or self.begun, self.begun
+        return (after - before) / (end - start) / self.slots if end > start else math.nan
+
+    def _advance(self, now: float) -> None:
+        self.total += self.running * (now - self._last)
+        self._last = now
+
+
+def _told_steady(way: str, usage: Usage, load: Load) -> str:
+    busy = usage.steady()
+    if way == LOOP or load.concurrency >= load.episodes or math.isnan(busy):
+        return ""  # all episodes began at once
+    met = "met" if busy >= BUSY_GOAL else "MISSED"
+    return f", {busy:.0%} in steady state (>= {BUSY_GOAL:.0%} {met})"
+
+
 class Metered:
-    """A real engine with so many slots; `busy` adds up the seconds of its requests."""
+    """A real engine with so many slots, which counts how many are in `usage`.
+
+    At most `slots` requests are with the engine, which decodes as many at once: each that
+    it has been given and has not answered is in a slot.
+    """
 
     def __init__(self, model: LanguageModel, slots: int) -> None:
         self._model, self.slots, self.name = model, slots, model.name
         self._bound = asyncio.Semaphore(slots)
-        self.busy = 0.0
+        self.usage = Usage(slots)
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[_MeteredSession]:
         async with self._model.session() as session:
+            self.usage.begin(_now())
             yield _MeteredSession(self, session)
 
     def close(self) -> None:
@@ -296,11 +346,15 @@ class _MeteredSession:
 
     async def complete(self, request: CompletionRequest) -> Completion:
         async with self._owner._bound:
-            started = time.perf_counter()
+            self._owner.usage.change(1, _now())
             try:
                 return await self._session.complete(request)
             finally:
-                self._owner.busy += time.perf_counter() - started
+                self._owner.usage.change(-1, _now())
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class Delayed:

@@ -11,13 +11,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from agents.base import ChatMessage, ChatModel, ChatRequest, CompletionRequest
+from agents.base import (
+    ChatMessage,
+    ChatModel,
+    ChatRequest,
+    Completion,
+    CompletionRequest,
+    WeightedAgent,
+)
 from agents.chat import ChatAgent
-from agents.llm import derive_seed
+from agents.llm import LLMAgent, derive_seed
 from agents.models.openai import OpenAIChat, OpenAIModel, ServerOptions
+from agents.models.transformers import load_tokenizer
+from agents.policy import RenderOptions
+from agents.rollout import CollectConfig, collect
 from agents.server import connect_chat, connect_policy
 from mathenv.errors import ConfigError, InfraError
-from mathenv.types import FinishReason
+from mathenv.store import TrajectoryStore
+from mathenv.types import FinishReason, Problem
 
 MODELS = {"object": "list", "data": [{"id": "m", "max_model_len": 12}]}
 CHOICE = {
@@ -235,6 +246,30 @@ def test_a_closed_chat_says_so():
     with pytest.raises(InfraError, match="chat is closed"):
         asyncio.run(model.reply(request))
     assert ChatAgent(model).name == "chat"
+
+
+def test_a_server_is_sent_no_more_requests_at_once_than_it_has_slots(tiny, tmp_path):
+    under_way, most = 0, 0
+
+    class Watched(OpenAIModel):
+        async def complete(self, request):
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await asyncio.sleep(0.01)
+            under_way -= 1
+            return Completion((request.ids[-1],), (0.0,), FinishReason.LENGTH)
+
+    problems = [Problem(f"p{n}", "Q", "1") for n in range(12)]
+    renderer = RenderOptions().renderer(load_tokenizer(tiny))
+    with server() as (url, _), TrajectoryStore(tmp_path) as store:
+        engine = Watched(ServerOptions(url, slots=3))
+        collect([WeightedAgent(LLMAgent(engine, renderer))], problems, store, CollectConfig())
+        assert len(store) == 12
+        engine.close()
+    assert most == 3
+    with pytest.raises(ConfigError, match="at least one slot, not 0"):
+        ServerOptions("http://localhost/v1", slots=0)
 
 
 def test_a_policy_behind_a_server_is_bounded_by_its_context(tiny):

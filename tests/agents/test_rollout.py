@@ -17,7 +17,7 @@ import pytest
 
 from agents.base import Action, SamplingParams, WeightedAgent
 from agents.llm import LLMAgent
-from agents.policy import load_policy
+from agents.policy import EngineOptions, load_policy
 from agents.rollout import CollectConfig, acollect, collect, failed_path
 from agents.scripted import OracleAgent, ScriptedEpisode
 from mathenv.errors import ConfigError, DataError, InfraError
@@ -349,7 +349,9 @@ def test_concurrency_and_batch_size_change_no_more_than_last_bits(gather, taught
     params = SamplingParams(max_turn_tokens=40, max_tokens=400)
     runs = []
     for number, (concurrency, batch) in enumerate(((1, 128), (8, 3), (20, 128))):
-        with load_policy(taught, params, name="taught", max_batch=batch) as agent:
+        with load_policy(
+            taught, params, name="taught", engine=EngineOptions(max_batch=batch)
+        ) as agent:
             file = f"{number}.jsonl"
             found = gather(agent, PROBLEMS[:5], samples=2, file=file, concurrency=concurrency)
             runs.append({t.key: t for t in found})

@@ -3,13 +3,15 @@
 What needs vLLM itself runs where MATHENV_TEST_ENGINES names it (`make test-engines`).
 """
 
+import asyncio
 import os
+import random
 from importlib.util import find_spec
 
 import pytest
 import torch
 
-from agents.base import GREEDY, WeightedAgent
+from agents.base import GREEDY, CompletionRequest, WeightedAgent
 from agents.models.transformers import load_causal_lm, load_tokenizer
 from agents.models.vllm import VLLMModel, VLLMOptions, kv_cache_bytes
 from agents.policy import load_policy, load_vllm_policy
@@ -109,6 +111,39 @@ def play(agent, problems, folder, interpreter):
         config = CollectConfig(concurrency=25)
         collect([WeightedAgent(agent)], problems, store, config, interpreter=interpreter)
     return {t.problem.id: t for t in read_trajectories(folder)}
+
+
+@needs_vllm
+@pytest.mark.timeout(900)
+def test_seeded_requests_whose_prompts_fill_many_steps_are_answered(tiny):
+    """Read in parts, as vLLM reads what exceeds a step, they would kill the engine on a CPU."""
+    rng = random.Random(0)
+    prompts = [[rng.randrange(5, 300) for _ in range(900 + n)] for n in range(24)]
+    model = VLLMModel.load(tiny, options=VLLMOptions(dtype="float32", max_sequences=8))
+    try:
+        together = answers(model, [seeded(ids, n) for n, ids in enumerate(prompts)])
+        again = answers(model, [seeded(prompts[n], n) for n in (23, 0)])
+    finally:
+        model.close()
+    assert [len(done.ids) for done in together] == [12] * len(prompts)
+    assert [done.ids for done in again] == [together[23].ids, together[0].ids]
+    lm = load_causal_lm(tiny)
+    for ids, done in list(zip(prompts, together, strict=True))[::8]:
+        with torch.inference_mode():
+            logits = lm(input_ids=torch.tensor([[*ids, *done.ids]])).logits[0, len(ids) - 1 : -1]
+        expected = logits.log_softmax(-1)[range(len(done.ids)), done.ids]
+        assert done.logprobs == pytest.approx(expected.tolist(), abs=2e-3)
+
+
+def seeded(ids, seed):
+    return CompletionRequest(ids, max_new_tokens=12, temperature=1.0, top_p=1.0, seed=seed)
+
+
+def answers(model, requests):
+    async def ask():
+        return await asyncio.gather(*map(model.complete, requests))
+
+    return asyncio.run(ask())
 
 
 @needs_vllm

@@ -1,6 +1,7 @@
 """The rollout benchmark: that its clock, its engine and its two ways are what they say."""
 
 import asyncio
+import math
 import random
 import statistics
 import time
@@ -9,7 +10,9 @@ from dataclasses import replace
 
 import pytest
 
+from agents.base import CompletionRequest
 from agents.collector import CollectConfig, Collector
+from agents.models.scripted import Said, ScriptedModel
 from agents.rollout import jobs_of
 from benchmarks.throughput.modelled import (
     Load,
@@ -21,7 +24,15 @@ from benchmarks.throughput.modelled import (
     VirtualLoop,
     VirtualThreads,
 )
-from benchmarks.throughput.rollouts import COLLECTOR, LOOP, measure, run_modelled, turn_synchronous
+from benchmarks.throughput.rollouts import (
+    COLLECTOR,
+    LOOP,
+    Metered,
+    Usage,
+    measure,
+    run_modelled,
+    turn_synchronous,
+)
 from mathenv.types import Problem
 
 SMALL = Load(problems=6, samples=8, slots=8, concurrency=16, threads=4)
@@ -129,6 +140,47 @@ def test_without_waiting_for_each_other_episodes_end_sooner_and_slots_stay_busy(
     assert collector.turns == loop.turns
     assert collector.seconds < loop.seconds
     assert collector.busy > loop.busy
+
+
+def test_usage_is_the_integral_between_its_marks():
+    """Two slots: one in use for 2 s, both for 4 s, one for 2 s; then the last episode begins."""
+    usage = Usage(slots=2)
+    usage.change(1, 10.0)
+    usage.change(1, 12.0)
+    usage.change(-1, 16.0)
+    assert usage.full == (12.0, 2.0)
+    usage.begin(18.0)
+    usage.change(-1, 20.0)
+    assert usage.total == 2 + 8 + 2 + 2
+    assert usage.steady() == (8 + 2) / (6 * 2)
+    assert math.isnan(Usage(slots=2).steady())
+
+
+@pytest.mark.parametrize(("concurrency", "expected"), [(8, 1.0), (4, 0.8), (2, None)])
+def test_the_meter_counts_slots_in_use_while_there_is_work(concurrency, expected):
+    """Episodes ask for 2 s, run a cell for 1 s, and ask for 2 s again."""
+    request = CompletionRequest([5], 2, temperature=1.0, top_p=1.0, seed=0)
+
+    async def work():
+        model = ScriptedModel(lambda _: Said([8, 9]), seconds_per_token=1.0)
+        engine, episodes = Metered(model, slots=4), iter(range(80))
+
+        async def seat():
+            for _ in episodes:
+                async with engine.session() as session:
+                    await session.complete(request)
+                    await asyncio.sleep(1.0)
+                    await session.complete(request)
+
+        await asyncio.gather(*(seat() for _ in range(concurrency)))
+        return engine.usage
+
+    usage = on_virtual_time(work)
+    assert usage.total == pytest.approx(80 * 4, abs=0.1)
+    if expected is None:
+        assert math.isnan(usage.steady())  # its slots were never all in use
+    else:
+        assert usage.steady() == pytest.approx(expected, abs=0.03)
 
 
 def test_the_report_names_goals_and_loads():

@@ -1,14 +1,18 @@
 """The flags that choose an agent: each kind opens, plays, and says what is missing."""
 
 import asyncio
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from agents.base import Agent
 from agents.tiny import TinyConfig, make_tiny
-from benchmarks.agent_options import AgentOptions, open_agent
+from benchmarks.agent_options import AgentOptions, open_agent, read_mixture
+from benchmarks.commands.collect import Collect
 from mathenv.errors import ConfigError
 from mathenv.problems import words
+from mathenv.store import read_trajectories
 
 PROBLEMS = words.load("train", count=2)
 
@@ -87,3 +91,94 @@ def test_an_unknown_dialect_is_refused(tiny):
     with pytest.raises(ConfigError, match="no dialect is called 'latin'"):
         with open_agent(options, PROBLEMS):
             pass
+
+
+# --- mixtures
+
+
+@pytest.fixture
+def mixture(tmp_path):
+    def write(text):
+        file = tmp_path / "mixture.toml"
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def test_a_mixture_is_a_table_per_agent_over_the_flags(mixture):
+    file = mixture(
+        """
+        [current]
+        samples = 20
+        model = "a/step-300"
+
+        [previous]
+        samples = 10
+        model = "a/step-200"
+        temperature = 0.8
+        max_turn_tokens = 64
+        stop_strings = ["Observation:"]
+        """
+    )
+    flags = AgentOptions("vllm", dtype="bfloat16", max_tokens=1024)
+    (current, twenty), (previous, ten) = read_mixture(file, flags)
+    assert (twenty, ten) == (20, 10)
+    assert current == replace(flags, name="current", model="a/step-300")
+    assert previous == replace(
+        flags,
+        name="previous",
+        model="a/step-200",
+        temperature=0.8,
+        max_turn_tokens=64,
+        stop_strings=("Observation:",),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no agent"),
+        ("samples = 3", "expected Member"),
+        ("[a]\nsample = 3", "sample"),
+        ('[a]\nagent = "sglang"', "'sglang' is none of 'oracle'"),
+        ('[a]\ntemperature = "hot"', "temperature"),
+        ('[a]\nname = "b"', r"\[a\] is the name"),
+        ("[a]\nsamples = 0", "at least 1"),
+        ("[a", "not valid TOML"),
+    ],
+)
+def test_what_is_wrong_in_a_mixture_is_named_with_the_file(mixture, text, message):
+    with pytest.raises(ConfigError, match=rf"(?s)mixture\.toml.*{message}"):
+        read_mixture(mixture(text), AgentOptions())
+
+
+def test_a_mixture_is_collected_into_one_folder(tiny, mixture, tmp_path):
+    """Agent by agent, each with its own samples; again, it is finished; changed, it is refused."""
+    text = """
+        [warm]
+        samples = 3
+        temperature = 1.5
+
+        [greedy]
+        temperature = 0.0
+
+        [teacher]
+        agent = "oracle"
+        """
+    who = AgentOptions("transformers", model=str(tiny), max_turn_tokens=6)
+    sizes = {"out": tmp_path / "out", "limit": 2, "concurrency": 4}
+    file = mixture(text)
+    Collect("words", mixture=file, who=who, **sizes).run()
+    found = list(read_trajectories(tmp_path / "out"))
+    counts = Counter(t.agent for t in found)
+    assert counts == {"warm": 6, "greedy": 2, "teacher": 2}
+    assert len({t.tokens.ids for t in found if t.agent == "warm"}) == 6
+    assert all(t.reward == 1 for t in found if t.agent == "teacher")
+    before = (tmp_path / "out" / "trajectories.jsonl").read_bytes()
+    Collect("words", mixture=file, who=who, **sizes).run()
+    assert (tmp_path / "out" / "trajectories.jsonl").read_bytes() == before
+    with pytest.raises(ConfigError, match=r"holds another run.*agent was"):
+        Collect("words", mixture=file, who=replace(who, top_p=0.5), **sizes).run()
+    with pytest.raises(ConfigError, match="leave out --n"):
+        Collect("words", mixture=file, who=who, n=2, **sizes).run()

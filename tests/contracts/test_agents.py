@@ -12,7 +12,7 @@ from agents.llm import LLMAgent
 from agents.models.openai import ServerOptions
 from agents.models.scripted import replay_model
 from agents.models.transformers import load_tokenizer
-from agents.policy import load_policy
+from agents.policy import EngineOptions, load_policy
 from agents.rendering import ChatRenderer
 from agents.rollout import CollectConfig, collect
 from agents.scripted import OracleAgent, ReplayAgent
@@ -68,7 +68,7 @@ def _model(tiny, folder, interpreter, serve):
 @contextmanager
 def _greedy(tiny, folder, interpreter, serve):
     params = SamplingParams(temperature=0.0, max_turn_tokens=12)
-    with load_policy(tiny, params, name="greedy", max_batch=2) as agent:
+    with load_policy(tiny, params, name="greedy", engine=EngineOptions(max_batch=2)) as agent:
         yield agent
 
 

@@ -148,6 +148,7 @@ def _vllm_server(tiny, serve):
         "--enforce-eager",
         "--block-size",
         "32",
+        "--no-enable-chunked-prefill",
         "--max-num-seqs",
         "64",
     ]

