@@ -21,7 +21,9 @@ from benchmarks.console import ResultConsole
 from mathenv.errors import MathEnvError
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
-TRAIN_PACKAGES = frozenset({"torch", "transformers", "tokenizers", "safetensors", "matplotlib"})
+TRAIN_PACKAGES = frozenset(
+    {"accelerate", "torch", "transformers", "tokenizers", "safetensors", "matplotlib"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,12 @@ COMMANDS: dict[str, Command] = {
         "Iterate",
         "run the online loop of a recipe, for one or more learners",
         "mathenv iterate --recipe tiny --learners mdpo raft sft --seeds 0 1 2 --out runs/table",
+    ),
+    "ablate": Command(
+        "benchmarks.commands.ablate",
+        "Ablate",
+        "every table of the paper again, on the embedded model",
+        "mathenv ablate --quick --out runs/ablate-quick",
     ),
     "plan": Command(
         "benchmarks.commands.plan",

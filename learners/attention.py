@@ -42,7 +42,12 @@ class Segments:
 
 def can_pack(model: Any) -> bool:
     """Say whether packing is exact for a model's architecture."""
-    return model.config.get_text_config().model_type in _MODEL_TYPES
+    return packs(model.config)
+
+
+def packs(config: Any) -> bool:
+    """Say whether packing is exact for models of a Hugging Face configuration."""
+    return config.get_text_config().model_type in _MODEL_TYPES
 
 
 def prepare(model: Any) -> None:

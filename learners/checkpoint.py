@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from learners.lora import has_adapters, save_merged
 from mathenv.errors import DataError
 
 _STATE = "trainer.pt"
@@ -25,10 +26,12 @@ def save_checkpoint(
     tokenizer: Any,
     manifest: dict[str, Any],
     state: dict[str, Any] | None = None,
+    weights: dict[str, Any] | None = None,
 ) -> None:
     """Write weights, tokenizer, manifest and optionally the trainer's state, atomically.
 
     The weights come last: what a killed process leaves behind lacks them, and nothing loads it.
+    They are the model's own, or `weights` where it holds shards only.
     """
     partial = path.with_name(f".{path.name}.partial")
     if partial.exists():
@@ -38,7 +41,10 @@ def save_checkpoint(
     (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     if state is not None:
         torch.save(state, partial / _STATE)
-    model.save_pretrained(partial)
+    if has_adapters(model):
+        save_merged(partial, model, weights)
+    else:
+        model.save_pretrained(partial, state_dict=weights)
     # A folder cannot be replaced by renaming, so an old one steps aside whole.
     replaced = path.with_name(f".{path.name}.replaced")
     if path.exists():
@@ -68,7 +74,7 @@ def load_state(path: Path) -> dict[str, Any]:
     file = path / _STATE
     if not file.exists():
         raise DataError(f"{path} holds no {_STATE}: it is a finished policy, not a resume point")
-    state: dict[str, Any] = torch.load(file, weights_only=True)
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     return state
 
 

@@ -93,7 +93,15 @@ CHECKPOINTED = replace(FULL, name="activation checkpointing", checkpointing=True
 EIGHT_BIT = replace(
     CHECKPOINTED, name="8-bit Adam states and activation checkpointing", trained_bytes=10
 )
-LORA = Setup(f"LoRA (rank {LORA_RANK}) on bfloat16 weights", frozen_bytes=2, lora_rank=LORA_RANK)
+
+
+def lora_setup(rank: int, dtype: str) -> Setup:
+    """Return LoRA on frozen weights of a type: float32, bfloat16 or float16."""
+    size = 4 if dtype == "float32" else 2
+    return Setup(f"LoRA (rank {rank}) on {dtype} weights", frozen_bytes=size, lora_rank=rank)
+
+
+LORA = lora_setup(LORA_RANK, "bfloat16")
 LORA_CHECKPOINTED = replace(LORA, name=f"{LORA.name} and checkpointing", checkpointing=True)
 # Of each group the first that fits is worth naming.
 ALTERNATIVES = ((CHECKPOINTED, EIGHT_BIT), (LORA, LORA_CHECKPOINTED))
@@ -127,8 +135,7 @@ def training_memory(
     intermediate) per token; with it one hidden state per layer and one layer in full.
     """
     n, full = shape.parameters, setup.lora_rank == 0
-    trained = n if full else shape.lora_parameters(setup.lora_rank)
-    states = (trained * setup.trained_bytes + n * setup.frozen_bytes) / gpus
+    states = state_bytes(shape, setup) / gpus
     copies = 0.0
     if gpus > 1:  # bfloat16 weights, and float32 gradients on their way to the others
         copies = _whole_at_once(shape) * (6 if full else 2)
@@ -145,11 +152,29 @@ def training_memory(
     }
 
 
-def reference_memory(shape: Shape, gpus: int, tokens: float) -> dict[str, float]:
-    """Return GB per GPU of the reference pass: two models in float32, one layer's activations."""
+def trained_parameters(shape: Shape, setup: Setup) -> int:
+    """Return how many parameters the optimizer moves."""
+    return shape.lora_parameters(setup.lora_rank) if setup.lora_rank else shape.parameters
+
+
+def state_bytes(shape: Shape, setup: Setup) -> float:
+    """Return bytes of weights, gradients and optimizer, over all GPUs."""
+    trained = trained_parameters(shape, setup) * setup.trained_bytes
+    return trained + shape.parameters * setup.frozen_bytes
+
+
+def reference_memory(
+    shape: Shape, gpus: int, tokens: float, setup: Setup = FULL, *, models: int = 2
+) -> dict[str, float]:
+    """Return GB per GPU of the reference pass: the models, and one layer's activations.
+
+    On several GPUs the policy is sharded, and each has the reference whole in bfloat16.
+    """
+    size = setup.frozen_bytes or 4
+    held = models * size if gpus == 1 else size / gpus + 2
     return {
-        "policy and reference": 2 * 4 * shape.parameters / gpus / GB,
-        "working copies": 2 * (_whole_at_once(shape) if gpus > 1 else shape.parameters) / GB,
+        "policy and reference": held * shape.parameters / GB,
+        "working copies": 2 * shape.parameters / GB if gpus == 1 else 0.0,
         "activations": _layer_bytes(shape) * tokens / GB,
         "runtime": RUNTIME_GB,
     }
@@ -188,10 +213,19 @@ def remedies(shape: Shape, gpus: int, device: Device, budget: int, least: int) -
 # --- time
 
 
-def training_flops(shape: Shape, length: float, target_share: float) -> float:
-    """Return FLOPs per token of a training step: 6 per parameter, the head at targets only."""
+def training_flops(shape: Shape, length: float, target_share: float, setup: Setup = FULL) -> float:
+    """Return FLOPs per token of a training step: 6 per parameter, the head at targets only.
+
+    With LoRA frozen matrices have no gradient of their own: 4, and 6 for the adapters.
+    Activation checkpointing adds a forward pass of the layers.
+    """
     matrices = shape.body_parameters + shape.head_parameters * target_share
-    return 6 * matrices + 3 * _attention_flops(shape, length)
+    rest = 3 * _attention_flops(shape, length)
+    if setup.checkpointing:
+        rest += forward_flops(shape, length, 0.0)
+    if setup.lora_rank == 0:
+        return 6 * matrices + rest
+    return 4 * matrices + 6 * shape.lora_parameters(setup.lora_rank) + rest
 
 
 def forward_flops(shape: Shape, length: float, target_share: float) -> float:

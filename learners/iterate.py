@@ -10,19 +10,24 @@ killed and started again:
     iteration-1/train/step-N/      checkpoints, metrics.jsonl
     iteration-1/validation/*.jsonl greedy episodes per checkpoint
     iteration-1/result.json        the choice, its scores and the diagnosis
+    reference.sqlite               log-probs of reference policies (see `reference`)
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from agents.base import SamplingParams, WeightedAgent
+from agents.distributed import RayConfig, WorkerSetup, collect_with
 from agents.llm import derive_seed
-from agents.policy import load_policy
-from agents.rollout import CollectConfig, collect, read_collected
+from agents.policy import EngineOptions, RenderOptions, load_policy
+from agents.rollout import CollectConfig, jobs_of, read_collected
 from learners.checkpoint import drop_state, step_folders
 from learners.diagnose import diagnose
 from learners.learner import Learner, LearnerConfig, make_learner
@@ -30,8 +35,11 @@ from learners.preferences import Example
 from learners.reporter import Reporter
 from learners.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError
+from mathenv.interpreter import Interpreter
 from mathenv.store import TrajectoryStore, read_trajectories, write_atomic
 from mathenv.types import Problem, Trajectory
+
+ReferenceMoves = int | Literal["last", "first"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +50,40 @@ class IterateConfig:
         iterations: rounds of sampling and training (paper: 3).
         current_samples: samples per problem from the current policy (paper: 20).
         previous_samples: samples per problem from the policy before it (paper: 10).
-        reference: "last" moves the reference to the newest policy (paper's default),
-            "first" keeps the policy the run started from.
+        reference: "last" moves the reference to the newest policy after every iteration
+            (paper's default), a number k after every k iterations, and "first" keeps the
+            policy that the run started from.
         sampling: how the mixture samples (paper: temperature 1).
         collect: episodes in flight, horizon and so on.
+        engine: what samples and evaluates, one engine at a time and none while training.
+        rendering: how conversations are written, in demonstrations too.
+        ray: sample and evaluate with several workers, each with its own engine: the address of
+            a Ray cluster, `auto`, or `local` to start one here. Left out: in this process.
+        workers, worker_cpus, worker_gpus: how many, and what Ray reserves for each.
         seed: fixes sampling, pairing and the order of training.
     """
 
     iterations: int = 3
     current_samples: int = 20
     previous_samples: int = 10
-    reference: str = "last"
+    reference: ReferenceMoves = "last"
     sampling: SamplingParams = field(default_factory=SamplingParams)
     collect: CollectConfig = field(default_factory=CollectConfig)
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    rendering: RenderOptions = field(default_factory=RenderOptions)
+    ray: str | None = None
+    workers: int = 2
+    worker_cpus: float = 1.0
+    worker_gpus: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.reference not in ("last", "first"):
-            raise ConfigError(f"reference must be 'last' or 'first', not {self.reference!r}")
+        every = type(self.reference) is int and self.reference > 0
+        if not every and self.reference not in ("last", "first"):
+            raise ConfigError(
+                "reference must be 'last', 'first' or after how many iterations it moves, not "
+                f"{self.reference!r}"
+            )
         if self.iterations < 1 or self.current_samples + self.previous_samples < 1:
             raise ConfigError("an iterative run needs at least one iteration and one sample")
         if min(self.current_samples, self.previous_samples) < 0:
@@ -119,16 +143,20 @@ def iterate(
     config: IterateConfig,
     run: Path,
     reporter: Reporter | None = None,
+    interpreter: str | Interpreter = "local",
+    cache: Path | None = None,
 ) -> list[IterationResult]:
     """Run the loop from the policy `start` and return one result per iteration.
 
     `previous` is the second member of the first mixture (paper: an earlier SFT epoch).
+    `interpreter` runs the sampled episodes' code; validation is always played locally.
+    `cache` keeps log-probs of the reference, for other runs too; left out: a file in `run`.
 
     Raises:
         ConfigError: no such learner, or too few problems for the number of iterations.
         TrainingError: an iteration found nothing to train on.
     """
-    reporter = reporter or Reporter()
+    reporter, cache = reporter or Reporter(), cache or run / "reference.sqlite"
     learner = make_learner(learner_name, method.loss)
     _check(learner, data, config)
     policies = _Policies(start, previous, start)
@@ -138,13 +166,14 @@ def iterate(
         prompts = _slice(data.prompts, number, config.iterations)
         trajectories: Sequence[Trajectory] = data.demonstrations
         if not learner.from_demonstrations:
-            trajectories = _sample(policies, prompts, config, number, folder, reporter)
+            trajectories = _sample(policies, prompts, config, number, folder, reporter, interpreter)
         seed = config.seed * 1000 + number
         examples = _select(learner, trajectories, seed, number, folder, reporter)
-        checkpoints = _train(learner, examples, method, policies, seed, number, folder, reporter)
+        stage = Stage(policies.current, folder / "train", policies.reference, seed, cache)
+        checkpoints = _train(learner, examples, method, stage, number, reporter)
         result = _choose(policies, checkpoints, data.validation, config, number, folder, reporter)
         results.append(result)
-        policies = _next(policies, result.policy, config)
+        policies = _next(policies, result.policy, number, config)
     return results
 
 
@@ -160,17 +189,22 @@ def _check(learner: Learner, data: Data, config: IterateConfig) -> None:
         )
 
 
-def _next(policies: _Policies, chosen: Path, config: IterateConfig) -> _Policies:
-    """Return the next iteration's policies.
+def _next(policies: _Policies, chosen: Path, number: int, config: IterateConfig) -> _Policies:
+    """Return the policies of the iteration after this one.
 
     Where the policy stayed, `previous` stays too: a mixture of a policy with itself would
     be no mixture.
     """
     moved = chosen != policies.current
+    match config.reference:
+        case int(every):
+            update = number % every == 0
+        case word:
+            update = word == "last"
     return _Policies(
         current=chosen,
         previous=policies.current if moved else policies.previous,
-        reference=chosen if config.reference == "last" else policies.reference,
+        reference=chosen if update else policies.reference,
     )
 
 
@@ -187,6 +221,7 @@ def _sample(
     number: int,
     folder: Path,
     reporter: Reporter,
+    interpreter: str | Interpreter,
 ) -> list[Trajectory]:
     """Sample the mixture; what an earlier, killed run finished is kept."""
     file = folder / "rollouts.jsonl"
@@ -200,19 +235,20 @@ def _sample(
         reporter.stage(f"iteration {number}: sampling", total, "trajectories") as advance,
     ):
         for name, path, samples in mixture:
-            if samples == 0 or len(store) == total:
+            if all(job.key in store for job in jobs_of([(name, samples)], prompts)):
                 continue
             # The name is in the seed: `current` and `previous` may be the same weights,
             # and must not give the same samples then.
             collecting = replace(config.collect, seed=derive_seed(config.seed, number, name))
-            with load_policy(path, config.sampling, name=name) as agent:
-                collect(
-                    [WeightedAgent(agent, samples)],
-                    prompts,
-                    store,
-                    collecting,
-                    progress=lambda t, done, _: advance(done),
-                )
+            collect_with(
+                partial(_open, path, config.sampling, config, name, samples),
+                _cluster(config),
+                prompts,
+                store,
+                collecting,
+                interpreter=interpreter,
+                progress=lambda t, done, _: advance(done),
+            )
     return read_collected(file)
 
 
@@ -240,14 +276,11 @@ def _train(
     learner: Learner,
     examples: Sequence[Example],
     method: Method,
-    policies: _Policies,
-    seed: int,
+    stage: Stage,
     number: int,
-    folder: Path,
     reporter: Reporter,
 ) -> list[Path]:
-    stage = Stage(policies.current, folder / "train", policies.reference, seed)
-    if (folder / "result.json").exists():  # finished before: optimizer states are gone
+    if (stage.out.parent / "result.json").exists():  # finished before: optimizer states are gone
         return [path for _, path in step_folders(stage.out)]
     with reporter.stage(f"iteration {number}: {learner.name}", None, "steps") as advance:
         return train(learner, examples, method.train, stage, on_step=advance)
@@ -299,9 +332,26 @@ def evaluate(
     with TrajectoryStore(file) as store:
         if len(store) < len(problems):
             sampling = replace(config.sampling, temperature=0.0)
-            with load_policy(policy, sampling, name="greedy") as agent:
-                collect([WeightedAgent(agent)], problems, store, config.collect)
+            opening = partial(_open, policy, sampling, config, "greedy", 1)
+            collect_with(opening, _cluster(config), problems, store, config.collect)
     return list(read_trajectories(file))
+
+
+@contextmanager
+def _open(
+    policy: Path, sampling: SamplingParams, config: IterateConfig, name: str, samples: int
+) -> Iterator[WorkerSetup]:
+    """Open a policy's engine: in this process, or in each worker, where Ray sends this."""
+    with load_policy(
+        policy, sampling, name=name, engine=config.engine, rendering=config.rendering
+    ) as agent:
+        yield WorkerSetup([WeightedAgent(agent, samples)])
+
+
+def _cluster(config: IterateConfig) -> RayConfig | None:
+    if config.ray is None:
+        return None
+    return RayConfig(config.workers, config.ray, config.worker_cpus, config.worker_gpus)
 
 
 def mean_reward(trajectories: Sequence[Trajectory]) -> float:

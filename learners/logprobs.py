@@ -8,7 +8,8 @@ own targets and the vocabulary-sized logits stay small. How sequences lie in mem
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,18 +74,33 @@ def reference_logps(
     A value is the sum over targets, shape (1,), or one per target, shape (targets,).
 
     Raises:
+        TrainingError: see `evaluate_once`.
+    """
+    evaluate = partial(token_logps if per_token else summed_logps, model)
+    return evaluate_once(evaluate, examples, budget=budget, packed=can_pack(model))
+
+
+def evaluate_once(
+    evaluate: Callable[[Sequence[Sample]], Tensor],
+    examples: Sequence[Example],
+    *,
+    budget: int,
+    packed: bool,
+) -> dict[Sample, Tensor]:
+    """Return what `evaluate` says of every sample and control, asked in micro-batches.
+
+    Raises:
         TrainingError: log-probs are not finite; the message names the trajectories. In a loss
             it would not show: DPO's is 0 where the reference rules out the chosen side.
     """
     samples = {s for e in examples for s in e.samples}
     controls = dict.fromkeys(e.control for e in examples if e.control)
     extra = [Example((c,)) for c in controls if c not in samples]
-    evaluate = token_logps if per_token else summed_logps
     found: dict[Sample, Tensor] = {}
     broken: list[str] = []
-    for group in micro_batches([*examples, *extra], budget, packed=can_pack(model)):
+    for group in micro_batches([*examples, *extra], budget, packed=packed):
         batch = [s for e in group for s in e.samples]
-        logps = evaluate(model, batch)
+        logps = evaluate(batch)
         broken += not_finite(logps, batch)
         found |= zip(batch, _by_sample(logps, batch), strict=True)
     if broken:

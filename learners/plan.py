@@ -7,7 +7,7 @@ so is what the code here does not do yet (`Plan.gaps`). The arithmetic is in `co
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from learners.costs import (
@@ -17,6 +17,7 @@ from learners.costs import (
     ENGINE_SHARE,
     ENGINE_START,
     FORWARD_MFU,
+    FULL,
     GB,
     PAIRED,
     RUNTIME_GB,
@@ -26,13 +27,16 @@ from learners.costs import (
     Engine,
     Lengths,
     Range,
+    Setup,
     best_engine,
     compute_seconds,
     fits,
     forward_flops,
+    lora_setup,
     reference_memory,
     remedies,
     sampling_seconds,
+    trained_parameters,
     training_flops,
     training_memory,
 )
@@ -226,8 +230,8 @@ def _examples(case: _Case) -> _Examples:
 
 
 def _training(case: _Case, name: str, runs: int, examples: _Examples, config: TrainConfig) -> Stage:
-    share, length = case.lengths.target_share, examples.length
-    each = examples.sequences * length * training_flops(case.shape, length, share)
+    share, length, setup = case.lengths.target_share, examples.length, setup_of(config)
+    each = examples.sequences * length * training_flops(case.shape, length, share, setup)
     controls = examples.controls / config.batch_size * length
     each += controls * forward_flops(case.shape, length, share)
     flops = examples.count.times(config.epochs * each)
@@ -236,7 +240,7 @@ def _training(case: _Case, name: str, runs: int, examples: _Examples, config: Tr
     # An example is never split, so a forward pass may be larger than the budget.
     least = examples.sequences * examples.longest
     budget = max(config.token_budget, least)
-    memory = training_memory(case.shape, case.gpus, budget)
+    memory = training_memory(case.shape, case.gpus, budget, setup)
     advice: tuple[str, ...] = ()
     if not fits(memory, case.device):
         found = remedies(case.shape, case.gpus, case.device, budget, least)
@@ -251,8 +255,17 @@ def _training(case: _Case, name: str, runs: int, examples: _Examples, config: Tr
     )
 
 
+def setup_of(config: TrainConfig) -> Setup:
+    """Return what a stage's settings keep in memory."""
+    setup = lora_setup(config.lora.rank, config.lora.dtype) if config.lora.rank else FULL
+    return replace(setup, checkpointing=config.recompute_every == 1)
+
+
 def _reference(case: _Case, examples: _Examples) -> Stage:
-    """Never more than training needs: it comes before there is an optimizer state."""
+    """Never more than a full fine-tune needs: it comes before there is an optimizer state."""
+    setup = setup_of(case.method.train)
+    # The policy without its adapters is the reference, unless that stays behind.
+    models = 1 if setup.lora_rank and case.recipe.iterate.reference == "last" else 2
     sequences = examples.sequences + (examples.controls > 0)
     tokens = examples.count.times(sequences * examples.length)
     flops = forward_flops(case.shape, examples.length, case.lengths.target_share)
@@ -264,6 +277,8 @@ def _reference(case: _Case, examples: _Examples) -> Stage:
             case.shape,
             case.gpus,
             max(case.method.train.token_budget, examples.sequences * examples.longest),
+            setup,
+            models=models,
         ),
         compute_seconds(tokens.times(flops), case.gpus, case.device, FORWARD_MFU),
     )
@@ -297,10 +312,10 @@ def _played(case: _Case, name: str, runs: int, problems: int, samples: int, load
 
 def _disk(case: _Case) -> float:
     """Weights in float32 of all checkpoints, and optimizer states of one stage's."""
-    iterations, method = case.recipe.iterate.iterations, case.method.train.checkpoints
-    kept = case.recipe.sft.checkpoints + iterations * method
-    states = max(case.recipe.sft.checkpoints, method)
-    return (4 * kept + 8 * states) * case.shape.parameters / GB
+    sft, method = case.recipe.sft, case.method.train
+    kept = sft.checkpoints + case.recipe.iterate.iterations * method.checkpoints
+    states = max(c.checkpoints * trained_parameters(case.shape, setup_of(c)) for c in (sft, method))
+    return (4 * kept * case.shape.parameters + 8 * states) / GB
 
 
 def _cores_needed(case: _Case) -> Range:
@@ -340,7 +355,7 @@ def _assumptions(case: _Case) -> tuple[str, ...]:
         f"{lengths.demonstration:.0f}",
         f"training: {_percent(TRAIN_MFU)} of the bfloat16 peak, forward passes "
         f"{_percent(FORWARD_MFU)}; packed, no padding; float32 weights, gradients and AdamW, "
-        "bfloat16 activations, no checkpointing",
+        "bfloat16 activations",
         f"sampling: {_percent(ENGINE_SHARE)} of a model with {DECODE_BANDWIDTH:.0%} of the "
         f"published bandwidth, {DECODE_PEAK:.0%} of the peak and 1 ms per step",
         f"starting an engine with a policy: {ENGINE_START[0]:.0f} to {ENGINE_START[1]:.0f} s",
@@ -353,19 +368,37 @@ def _assumptions(case: _Case) -> tuple[str, ...]:
 
 
 def _gaps(case: _Case, stages: tuple[Stage, ...]) -> tuple[str, ...]:
-    found = [
-        "the trainer computes in float32 on the CPU; planned is bfloat16 autocast on GPUs",
-        "`mathenv iterate` samples with the transformers engine on the CPU; planned is one vLLM "
-        "engine per GPU (`mathenv collect --agent vllm` runs one)",
-    ]
-    if case.gpus > 1:
-        found.insert(0, f"training needs FSDP over {case.gpus} GPUs; the trainer runs one process")
+    found, config = _training_gaps(case), case.recipe.iterate
+    if config.engine.kind != "vllm":
+        found.append(
+            "the recipe samples with the transformers engine (iterate.engine); planned is vLLM"
+        )
+    elif case.gpus > 1 and config.ray is None:
+        found.append(
+            "the recipe samples with one engine; planned is one for each GPU, which needs "
+            f"--iterate.ray local --iterate.workers {case.gpus} --iterate.worker-gpus 1"
+        )
     if any(stage.advice for stage in stages):
         found.append(
-            "the trainer has no activation checkpointing, 8-bit optimizer states or LoRA: where "
-            "these are said to fit, it is their memory that was computed"
+            "the trainer has no 8-bit optimizer states: where these are said to fit, it is their "
+            "memory that was computed"
         )
     return tuple(found)
+
+
+def _training_gaps(case: _Case) -> list[str]:
+    configs = {"sft": case.recipe.sft, f"methods.{case.learner.name}.train": case.method.train}
+    found = []
+    alone = [name for name, c in configs.items() if c.processes < case.gpus or not c.shard]
+    if case.gpus > 1 and alone:
+        found.append(
+            f"planned is FSDP over {case.gpus} GPUs, which needs processes = {case.gpus} and "
+            f"shard = true in {' and '.join(alone)}"
+        )
+    wide = [name for name, c in configs.items() if c.precision != "bf16"]
+    if wide:
+        found.append(f'planned is bfloat16, which needs precision = "bf16" in {" and ".join(wide)}')
+    return found
 
 
 def _span(amount: Range) -> str:

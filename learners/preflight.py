@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from learners.costs import FULL, GB
+from agents.policy import EngineOptions
+from learners.costs import GB, state_bytes
+from learners.iterate import Method
+from learners.lora import PEFT, lacks_peft
+from learners.plan import setup_of
 from learners.recipe import ProblemsConfig, Recipe
+from learners.schedule import TrainConfig
 from learners.shapes import shape_of
 from mathenv.errors import ConfigError
 
 
 def require(recipe: Recipe) -> None:
-    """Check data and memory.
+    """Check data, engine and memory.
 
     Raises:
         ConfigError: something is missing; the message names all of it.
     """
-    lacking = [*_missing_data(recipe.problems), *_missing_memory(recipe, _memory())]
+    lacking = [
+        *_missing_data(recipe.problems),
+        *_missing_engine(recipe.iterate.engine),
+        *_missing_peft(recipe),
+        *_missing_memory(recipe, _memory()),
+    ]
     if lacking:
         raise ConfigError(
             f"this machine lacks what the recipe for {recipe.model} needs: {'; '.join(lacking)}. "
@@ -38,13 +49,31 @@ def _missing_data(problems: ProblemsConfig) -> list[str]:
     return found
 
 
+def _missing_engine(engine: EngineOptions) -> list[str]:
+    found = []
+    if engine.kind == "vllm" and find_spec("vllm") is None:
+        found.append("the package vllm (pip install 'mathenv[vllm]')")
+    on_gpu = engine.kind == "transformers" and engine.device.startswith("cuda")
+    if on_gpu and not torch.cuda.is_available():
+        found.append(f"a GPU for its engine on {engine.device}")
+    return found
+
+
+def _missing_peft(recipe: Recipe) -> list[str]:
+    return [PEFT] if any(lacks_peft(config.lora) for config in _configs(recipe)) else []
+
+
+def _configs(recipe: Recipe) -> tuple[TrainConfig, ...]:
+    return recipe.sft, recipe.methods.get(recipe.learner, Method()).train
+
+
 def _missing_memory(recipe: Recipe, available: float) -> list[str]:
     """Compare bytes: weights, gradients and AdamW alone, less than any training needs."""
     try:
         shape = shape_of(recipe)
     except ConfigError:  # a model whose shape is not known is not judged
         return []
-    needed = FULL.trained_bytes * shape.parameters
+    needed = max(state_bytes(shape, setup_of(config)) for config in _configs(recipe))
     if needed <= available:
         return []
     return [

@@ -7,12 +7,12 @@ an error. The recipes that ship are in `recipes/`.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import cattrs
 from cattrs.errors import BaseValidationError, IterableValidationError, IterableValidationNote
@@ -20,10 +20,12 @@ from cattrs.gen import make_dict_structure_fn, override
 from cattrs.v import format_exception
 
 from agents.tiny import TinyConfig
-from learners.iterate import IterateConfig, Method
+from learners.iterate import IterateConfig, Method, ReferenceMoves
 from learners.learner import LearnerConfig, learner_names, settings_type
 from learners.train import TrainConfig
 from mathenv.errors import ConfigError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +100,38 @@ def load_recipe(name: str | Path) -> Recipe:
         raise ConfigError(
             f"no recipe {name}: give a .toml file or one of {', '.join(recipe_names())}"
         )
-    try:
-        recipe = _converter().structure(tomllib.loads(path.read_text()), Recipe)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    except BaseValidationError as error:
-        problems = cattrs.transform_error(error, format_exception=_explain)
-        raise ConfigError(f"{path}: " + "; ".join(problems)) from error
+    recipe = structured(read_toml(path), Recipe, path)
     for learner in (recipe.learner, *recipe.methods):
         if learner not in learner_names():
             raise ConfigError(
                 f"{path}: no learner is called {learner!r}; there are {', '.join(learner_names())}"
             )
     return recipe
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return a file's tables.
+
+    Raises:
+        ConfigError: it is no TOML file.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def structured(values: Mapping[str, Any], kind: type[T], where: str | Path) -> T:
+    """Return tables as the dataclass `kind`, strictly: what is left out has its default.
+
+    Raises:
+        ConfigError: a key or value is wrong; the message says which, and `where`.
+    """
+    try:
+        return _converter().structure(values, kind)
+    except BaseValidationError as error:
+        problems = cattrs.transform_error(error, format_exception=_explain)
+        raise ConfigError(f"{where}: " + "; ".join(problems)) from error
 
 
 def recipe_names() -> list[str]:
@@ -124,9 +145,16 @@ def recipe_names() -> list[str]:
 
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True, prefer_attrib_converters=True)
-    # cattrs alone would turn 2.7 epochs into 2 and any value into text.
+    # cattrs alone would turn 2.7 epochs into 2, any value into text and a text into letters.
     for kind, accepted in ((bool, bool), (int, int), (float, (int, float)), (str, str)):
         converter.register_structure_hook(kind, _strict(accepted))
+    converter.register_structure_hook_func(
+        lambda kind: kind == tuple[str, ...], partial(_texts, converter)
+    )
+    converter.register_structure_hook_func(lambda kind: get_origin(kind) is Literal, _one_of)
+    converter.register_structure_hook_func(
+        lambda kind: kind == ReferenceMoves, lambda value, _: value
+    )  # `IterateConfig` refuses what is wrong
     methods = dict[str, Method]
     converter.register_structure_hook_func(lambda kind: kind == methods, _methods(converter))
     return converter
@@ -166,6 +194,18 @@ def _strict(accepted: type | tuple[type, ...]) -> Callable[[Any, type], Any]:
         return kind(value)
 
     return structure
+
+
+def _texts(converter: cattrs.Converter, value: Any, kind: type) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{value!r} is no list of texts")
+    return tuple(converter.structure(item, str) for item in value)
+
+
+def _one_of(value: Any, kind: Any) -> Any:
+    if value not in get_args(kind):
+        raise ConfigError(f"{value!r} is none of {', '.join(map(repr, get_args(kind)))}")
+    return value
 
 
 def _explain(error: BaseException, kind: type | None) -> str:

@@ -4,6 +4,7 @@
     run/base/                the starting model
     run/sft/                 demonstrations.jsonl, train/step-N
     run/<learner>/           iteration-N/, see `iterate`
+    run/reference.sqlite     log-probs of reference policies, of all learners
 
 Every part is resumable: the same call goes on where a killed one stopped.
 """
@@ -20,15 +21,15 @@ from pathlib import Path
 import torch
 
 from agents.base import WeightedAgent
+from agents.dialects import find_dialect
 from agents.models.transformers import load_tokenizer
-from agents.rendering import ChatRenderer
 from agents.rollout import CollectConfig, collect
 from agents.scripted import OracleAgent
 from agents.tiny import make_tiny
 from learners.checkpoint import drop_state, step_folders
 from learners.iterate import Data, IterationResult, Method, iterate
 from learners.learner import make_learner
-from learners.recipe import ProblemsConfig, Recipe
+from learners.recipe import ProblemsConfig, Recipe, structured
 from learners.reporter import Reporter
 from learners.train import Stage, train
 from mathenv.env import shared_interpreter
@@ -112,7 +113,9 @@ def prepare(run: Path, recipe: Recipe) -> None:
     # Learners share a folder's base and SFT, so that they start from the same policy.
     wanted = json.loads(json.dumps({**asdict(recipe), "learner": "any"}))
     if file.exists():
-        found = json.loads(file.read_text())["recipe"]
+        # What an earlier version did not know of was as its default is now.
+        stored = structured(json.loads(file.read_text())["recipe"], Recipe, file)
+        found = json.loads(json.dumps(asdict(stored)))
         changed = sorted(k for k in wanted if found.get(k) != wanted[k])
         if changed:
             raise ConfigError(
@@ -146,6 +149,8 @@ def fine_tune(run: Path, recipe: Recipe, sets: ProblemSets, reporter: Reporter) 
     # After `done` is written: a run killed in between must not find states half dropped.
     for path in checkpoints:
         drop_state(path)
+        if recipe.iterate.rendering.dialect:
+            _write_template(path, recipe.iterate.rendering.dialect)
     previous = checkpoints[-1 - recipe.first_previous :][0]
     return Start(checkpoints[-1], previous, demonstrations)
 
@@ -157,9 +162,16 @@ def run_iterations(
     data = Data(sets.prompts, sets.validation, start.demonstrations)
     config = replace(recipe.iterate, seed=recipe.seed)
     method = recipe.methods.get(recipe.learner, Method())
-    folder = run / recipe.learner
     return iterate(
-        start.policy, start.previous, data, recipe.learner, method, config, folder, reporter
+        start.policy,
+        start.previous,
+        data,
+        recipe.learner,
+        method,
+        config,
+        run / recipe.learner,
+        reporter,
+        cache=run / "reference.sqlite",
     )
 
 
@@ -173,6 +185,11 @@ def _base(run: Path, recipe: Recipe) -> Path:
     return base
 
 
+def _write_template(checkpoint: Path, dialect: str) -> None:
+    """Make a dialect the checkpoint's own, and so its descendants', for servers and reports."""
+    write_atomic(checkpoint / "chat_template.jinja", find_dialect(dialect).template)
+
+
 def _demonstrations(
     folder: Path,
     base: Path,
@@ -183,7 +200,7 @@ def _demonstrations(
     """Return the recipe's demonstrations, or else reference solutions, with tokens as rendered."""
     given = recipe.problems.demonstration_file
     file = Path(given) if given else _play_solutions(folder, problems, recipe, reporter)
-    renderer = ChatRenderer(load_tokenizer(base))
+    renderer = recipe.iterate.rendering.renderer(load_tokenizer(base))
     right = (t for t in read_trajectories(file) if t.grade.correct)
     wanted = recipe.problems.demonstrations if given else None
     found = [

@@ -1,17 +1,17 @@
-"""The training loop: examples and a learner in, `step-N` checkpoint folders out.
+"""One stage of training: examples and a learner in, `step-N` checkpoint folders out.
 
-Deterministic for a seed and a number of threads. Killed at any moment and started again
-it goes on from the last complete checkpoint and ends with the same weights.
+Deterministic for a seed and a number of threads and processes. Killed at any moment and
+started again, with as many processes or others, it goes on from the last complete checkpoint
+and ends with the same weights.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,69 +19,42 @@ import torch
 from torch import Tensor
 
 from agents.dialects import dialects
-from agents.models.transformers import load_causal_lm, load_tokenizer
+from agents.models.transformers import load_tokenizer
 from agents.rendering import ChatRenderer
-from learners.attention import can_pack
-from learners.batching import micro_batches
 from learners.checkpoint import check_finished, load_state, save_checkpoint, step_folders
-from learners.learner import Learner, LogProbs
-from learners.logprobs import not_finite, reference_logps, summed_logps, token_logps
+from learners.launch import processes_for, run_together
+from learners.learner import Learner
+from learners.loop import Frozen, Loop, Metrics
+from learners.lora import adapters_off, load_trained
+from learners.parallel import Devices, Policy, autocast, shares
 from learners.preferences import Example, Sample
-from mathenv.errors import ConfigError, RenderError, TrainingError
+from learners.reference import frozen_logps
+from learners.schedule import TrainConfig, batches, count_steps, save_steps
+from mathenv.errors import RenderError, TrainingError
+from mathenv.manifest import environment
 from mathenv.store import write_atomic
 
-Metrics = dict[str, float]
-_SCHEDULES = ("constant", "linear", "cosine")
+__all__ = ["Metrics", "Stage", "TrainConfig", "train"]
 
+OnStep = Callable[[int, int, Metrics], None]
 
-@dataclass(frozen=True, slots=True)
-class TrainConfig:
-    """How one stage trains.
-
-    Args:
-        lr: peak learning rate of AdamW.
-        epochs: passes over the examples (paper: 1 for preference learning).
-        batch_size: examples (pairs, or demonstrations) per optimizer step.
-        warmup: share of the steps in which the rate rises linearly.
-        schedule: what follows the warm-up: "constant", "linear" or "cosine" to zero.
-        weight_decay: AdamW's decoupled weight decay, on all weights.
-        clip_norm: the gradient is scaled down to this norm where it is larger.
-        token_budget: tokens per forward pass, padding included; memory grows with it.
-        checkpoints: how many checkpoints to keep, evenly spaced, the last step included.
-        betas: AdamW's decay rates of the first and second moment.
-    """
-
-    lr: float = 1e-5
-    epochs: int = 1
-    batch_size: int = 32
-    warmup: float = 0.1
-    schedule: str = "cosine"
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    token_budget: int = 8192
-    checkpoints: int = 3
-    betas: tuple[float, float] = (0.9, 0.999)
-
-    def __post_init__(self) -> None:
-        if self.schedule not in _SCHEDULES:
-            raise ConfigError(
-                f"no schedule is called {self.schedule!r}: there are {', '.join(_SCHEDULES)}"
-            )
-        for name in ("lr", "epochs", "batch_size", "clip_norm", "token_budget", "checkpoints"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, not {getattr(self, name)}")
-        if not 0 <= self.warmup <= 1:
-            raise ConfigError(f"warmup is a share of the steps from 0 to 1, not {self.warmup}")
+# How a step is computed, not which: a run may go on with others of these.
+_HOW = ("processes", "recompute_every", "shard")
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One run of the loop: from `policy`, against `reference`, into `out`."""
+    """One run of the loop: from `policy`, against `reference`, into `out`.
+
+    `cache` keeps the log-probs of policies that are not trained, for other runs too. Left
+    out: `reference.sqlite` in `out`.
+    """
 
     policy: Path
     out: Path
     reference: Path | None = None
     seed: int = 0
+    cache: Path | None = None
 
 
 def train(
@@ -90,9 +63,13 @@ def train(
     config: TrainConfig,
     stage: Stage,
     *,
-    on_step: Callable[[int, int, Metrics], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> list[Path]:
     """Train and return the checkpoint folders, first to last.
+
+    Under `accelerate launch` or `torchrun` every process calls this with the same arguments.
+    The first of them writes, and calls `on_step`. Otherwise `config.processes` are started,
+    where it is more than one.
 
     Raises:
         TrainingError: no examples, a missing reference, tokens of another tokenizer, or
@@ -103,42 +80,59 @@ def train(
             f"{learner.name} has nothing to train on: no problem had both a right and a wrong "
             "answer (or, for SFT and RAFT, a right one). Sample more, or change the difficulty."
         )
-    steps = math.ceil(len(examples) / config.batch_size) * config.epochs
-    run = _Run(learner, config, stage, steps, _hash(examples))
-    run.check(examples)
-    frozen = run.frozen(examples) if run.done < steps else _Frozen()
-    saves = _save_steps(steps, config.checkpoints)
-    plan = list(_batches(examples, config, stage.seed))
-    for step in range(run.done + 1, steps + 1):
-        metrics = run.step(step, plan[step - 1], frozen)
-        run.log(step, metrics)
-        if on_step is not None:
-            on_step(step, steps, metrics)
-        if step in saves:
-            run.save(step)
+    count = processes_for(config.processes)
+    if count == 1:
+        _train(learner, examples, config, stage, on_step)
+    else:
+        given = (learner, examples, config, stage)
+        run_together(count, _train, *given, on_message=on_step or _ignore)
     return [path for _, path in step_folders(stage.out)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Frozen:
-    """What stays fixed over a stage: log-probs of models that are not trained, by sample."""
+def _train(
+    learner: Learner,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    stage: Stage,
+    on_step: OnStep | None,
+) -> None:
+    steps = count_steps(len(examples), config)
+    run = _Run(learner, config, stage, steps, _hash(examples), Devices())
+    run.check(examples)
+    frozen = run.frozen(examples) if run.done < steps else Frozen()
+    saves = save_steps(steps, config.checkpoints)
+    plan = list(batches(examples, config, stage.seed))
+    for step in range(run.done + 1, steps + 1):
+        metrics = run.loop.step(step, plan[step - 1], frozen)
+        if run.devices.is_main:
+            run.log(step, metrics)
+            if on_step is not None:
+                on_step(step, steps, metrics)
+        if step in saves:
+            run.save(step)
 
-    reference: dict[Sample, Tensor] | None = None
-    start: dict[Sample, Tensor] | None = None
-    controls: Sequence[Sample] = ()
+
+def _ignore(*step: object) -> None:
+    return None
 
 
 class _Run:
     """The state of one stage: model, optimizer and how far it got."""
 
     def __init__(
-        self, learner: Learner, config: TrainConfig, stage: Stage, steps: int, data_hash: str
+        self,
+        learner: Learner,
+        config: TrainConfig,
+        stage: Stage,
+        steps: int,
+        data_hash: str,
+        devices: Devices,
     ) -> None:
-        self._learner, self._config, self._stage, self._steps = learner, config, stage, steps
+        self._learner, self._config, self._stage, self.devices = learner, config, stage, devices
         self._manifest = {
             "learner": learner.name,
             "loss": asdict(learner.config),
-            "config": json.loads(json.dumps(asdict(config))),
+            "config": _plain(config),
             "policy": _name(stage.policy),
             "reference": _name(stage.reference) if learner.uses_reference else None,
             "seed": stage.seed,
@@ -152,33 +146,51 @@ class _Run:
         finished = step_folders(stage.out)
         self.done = finished[-1][0] if finished else 0
         source = finished[-1][1] if finished else stage.policy
-        self._model = load_causal_lm(source)
+        self._check_agreed()
         self._tokenizer = load_tokenizer(source)
+        checkpoint = source if finished else None
+        model = load_trained(stage.policy, checkpoint, config.lora, seed=stage.seed)
+        self._policy = Policy(model, devices, config)
         self._optimizer = torch.optim.AdamW(
-            self._model.parameters(),
+            self._policy.parameters,
             lr=config.lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self.loop = Loop(
+            learner, self._policy, self._optimizer, devices, config, seed=stage.seed, steps=steps
+        )
         if finished:
             self._resume(source)
-        self._trim_log()
+        if devices.is_main:
+            self._trim_log()
+
+    def _check_agreed(self) -> None:
+        """Refuse processes that would not train the same, or not go on from the same step."""
+        mine = json.dumps([self._manifest, self.done])
+        if len(set(self.devices.gather(mine))) > 1:
+            raise TrainingError(
+                f"the processes that train {self._stage.out} were given different data or "
+                "settings, or do not see the same files: all need one folder and one command"
+            )
 
     def _resume(self, source: Path) -> None:
         state = load_state(source)
-        if state["manifest"] != self._manifest:
+        if _comparable(state["manifest"]) != _comparable(self._manifest):
             raise TrainingError(
                 f"{self._stage.out} was trained with other data or settings; "
                 "remove the folder or start a new run folder"
             )
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.load_state_dict(self._policy.part(state["optimizer"]))
+        if state.get("scaler"):
+            self.loop.scaler.load_state_dict(state["scaler"])
 
     def check(self, examples: Sequence[Example]) -> None:
         """Refuse tokens that another tokenizer or template made."""
         known = _fingerprints(self._tokenizer)
         seen = {""}
-        vocabulary = self._model.get_input_embeddings().num_embeddings
+        vocabulary = self._policy.model.get_input_embeddings().num_embeddings
         for sample in (s for e in examples for s in e.samples):
             while sample.fingerprint not in seen:
                 found = next(known, None)
@@ -194,82 +206,53 @@ class _Run:
                     f"{vocabulary}: it was sampled with another tokenizer"
                 )
 
-    def frozen(self, examples: Sequence[Example]) -> _Frozen:
+    def frozen(self, examples: Sequence[Example]) -> Frozen:
         """Log-probs of the reference model and the old policy, before the first step."""
         learner, stage = self._learner, self._stage
         if learner.uses_reference and stage.reference is None:
             raise TrainingError(f"{learner.name} needs a reference model")
         controls = [e.control for e in examples if e.control]
-        reference = self._evaluate(stage.reference, examples) if learner.uses_reference else None
-        start = self._evaluate(stage.policy, examples) if learner.uses_start else None
-        return _Frozen(reference, start, controls)
+        reference = self._shared(stage.reference, examples) if learner.uses_reference else None
+        start = self._shared(stage.policy, examples) if learner.uses_start else None
+        return Frozen(reference, start, controls)
 
-    def _evaluate(self, path: Path | None, examples: Sequence[Example]) -> dict[Sample, Tensor]:
+    def _shared(self, path: Path | None, examples: Sequence[Example]) -> dict[Sample, Tensor]:
+        """Return the log-probs of all examples, of which each process evaluates its share."""
         assert path is not None
-        return reference_logps(
-            load_causal_lm(path),
-            examples,
-            budget=self._config.token_budget,
-            per_token=self._learner.per_token,
-        )
+        own = shares(examples, self.devices.count)[self.devices.rank]
+        if self.devices.count == 1:
+            return self._evaluate(path, own)
+        # Numbers instead of samples: their tokens need not be sent.
+        every = dict.fromkeys(s for e in examples for s in (*e.samples, e.control) if s)
+        numbers = {sample: i for i, sample in enumerate(every)}
 
-    def step(self, number: int, examples: Sequence[Example], frozen: _Frozen) -> Metrics:
-        """One optimizer step over `examples`, in as many forward passes as fit."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._config.lr * _schedule(self._config, number, self._steps)
-        denominator = self._learner.denominator(examples)
-        evaluate = token_logps if self._learner.per_token else summed_logps
-        baseline = self._baseline(number, frozen)
-        gathered: dict[str, list[Tensor]] = {}
-        broken: list[str] = []
-        total = 0.0
-        budget, packed = self._config.token_budget, can_pack(self._model)
-        for batch in micro_batches(examples, budget, packed=packed):
-            samples = [s for e in batch for s in e.samples]
-            logps = evaluate(self._model, samples)
-            reference, start = (_of(x, samples) for x in (frozen.reference, frozen.start))
-            output = self._learner.loss(LogProbs(logps, reference, start, baseline), batch)
-            (output.loss / denominator).backward()
-            total += output.loss.item() / denominator
-            broken += not_finite(logps.detach(), samples)
-            for key, value in output.metrics.items():
-                gathered.setdefault(key, []).append(value.detach())
-        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip_norm)
-        if broken or not (math.isfinite(total) and bool(norm.isfinite())):
-            names = broken or [s.key for e in examples for s in e.samples]
-            raise TrainingError(
-                f"step {number}: loss {total}, gradient norm {norm.item()}, "
-                f"{'log-probs that are not finite' if broken else 'in a batch'} of "
-                f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}. "
-                "Lower the learning rate, or look for broken weights in the policy"
+        def work() -> list[tuple[int, Tensor]]:
+            found = self._evaluate(path, own) if own else {}
+            return [(numbers[sample], logps.cpu()) for sample, logps in found.items()]
+
+        parts = self.devices.together(work)
+        found = {number: logps for part in parts for number, logps in part}
+        return {sample: found[number] for sample, number in numbers.items()}
+
+    def _evaluate(self, path: Path, examples: Sequence[Example]) -> dict[Sample, Tensor]:
+        """Return the log-probs of a frozen model, in this process alone."""
+        device, lora = self.devices.device, self._config.lora
+        # Where the stage began is in memory: it is what the adapters are on.
+        inside = lora.rank > 0 and path == self._stage.policy and not self._policy.sharded
+        # As the policy computes: the same weights give the same log-probs.
+        gathered = self._policy.gathered
+        dtype = str(gathered).removeprefix("torch.") if gathered else ""
+        with autocast(device, None if gathered else self._config.precision):
+            return frozen_logps(
+                path,
+                examples,
+                self._stage.cache or self._stage.out / "reference.sqlite",
+                budget=self._config.token_budget,
+                per_token=self._learner.per_token,
+                dtype=dtype or (lora.dtype if lora.rank else "float32"),
+                device=str(device),
+                load=partial(adapters_off, self._policy.model) if inside else None,
             )
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        means = {key: torch.cat(values).mean().item() for key, values in gathered.items()}
-        return {
-            "loss": total,
-            **{key: value for key, value in means.items() if not math.isnan(value)},
-            "grad_norm": norm.item(),
-            "learning_rate": self._optimizer.param_groups[0]["lr"],
-            "epoch": number * self._config.epochs / self._steps,
-            "num_tokens": float(sum(e.tokens for e in examples)),
-        }
-
-    @torch.no_grad()
-    def _baseline(self, number: int, frozen: _Frozen) -> Tensor | None:
-        """Mean log-ratio over control samples drawn for this step, before it is taken."""
-        count = min(self._learner.controls, len(frozen.controls))
-        if count == 0:
-            return None
-        drawn = random.Random(f"{self._stage.seed}/{number}").sample(frozen.controls, count)
-        ratios = []
-        budget, packed = self._config.token_budget, can_pack(self._model)
-        for batch in micro_batches([Example((c,)) for c in drawn], budget, packed=packed):
-            samples = [s for e in batch for s in e.samples]
-            reference = _of(frozen.reference, samples)
-            logps = summed_logps(self._model, samples)
-            ratios.append(logps if reference is None else logps - reference)
-        return torch.cat(ratios).mean()
 
     def log(self, step: int, metrics: Metrics) -> None:
         row = {"step": step, **{k: float(f"{v:.6g}") for k, v in metrics.items()}}
@@ -287,38 +270,24 @@ class _Run:
             write_atomic(self._log_file, "".join(lines))
 
     def save(self, step: int) -> None:
-        state = {"optimizer": self._optimizer.state_dict(), "manifest": self._manifest}
-        manifest = {**self._manifest, "step": step}
-        path = self._stage.out / f"step-{step}"
-        save_checkpoint(path, self._model, self._tokenizer, manifest, state)
-
-
-def _batches(
-    examples: Sequence[Example], config: TrainConfig, seed: int
-) -> Iterator[list[Example]]:
-    for epoch in range(config.epochs):
-        order = list(range(len(examples)))
-        random.Random(f"{seed}/{epoch}").shuffle(order)
-        for first in range(0, len(order), config.batch_size):
-            yield [examples[i] for i in order[first : first + config.batch_size]]
-
-
-def _save_steps(steps: int, checkpoints: int) -> set[int]:
-    count = max(1, min(checkpoints, steps))
-    return {round(steps * (i + 1) / count) for i in range(count)}
-
-
-def _schedule(config: TrainConfig, step: int, steps: int) -> float:
-    warmup = max(1, round(config.warmup * steps))
-    if step < warmup:
-        return step / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    match config.schedule:
-        case "constant":
-            return 1.0
-        case "linear":
-            return 1.0 - progress
-    return 0.5 * (1 + math.cos(math.pi * progress))
+        """Write a checkpoint from the main process; return in all when it is there."""
+        weights = self._policy.weights()
+        state = {
+            "optimizer": self._policy.whole(self._optimizer.state_dict()),
+            "scaler": self.loop.scaler.state_dict(),
+            "manifest": self._manifest,
+        }
+        manifest = {
+            **self._manifest,
+            "step": step,
+            "processes": self.devices.count,
+            "environment": environment(),
+        }
+        if self.devices.is_main:
+            path = self._stage.out / f"step-{step}"
+            model = self._policy.model
+            save_checkpoint(path, model, self._tokenizer, manifest, state, weights)
+        self.devices.wait()
 
 
 def _fingerprints(tokenizer: Any) -> Iterator[str]:
@@ -330,8 +299,15 @@ def _fingerprints(tokenizer: Any) -> Iterator[str]:
             continue
 
 
-def _of(logps: dict[Sample, Tensor] | None, samples: Sequence[Sample]) -> Tensor | None:
-    return None if logps is None else torch.cat([logps[s] for s in samples])
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return plain
+
+
+def _comparable(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be the same to go on; settings of later versions have their defaults."""
+    config = {**_plain(TrainConfig()), **manifest["config"]}
+    return {**manifest, "config": {k: v for k, v in config.items() if k not in _HOW}}
 
 
 def _name(policy: Path | None) -> str | None:

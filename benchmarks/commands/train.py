@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from agents.models.transformers import load_tokenizer
-from agents.rendering import ChatRenderer
+from agents.policy import RenderOptions
 from benchmarks.console import ResultConsole
 from benchmarks.learning import LearningReporter
 from learners.learner import (
@@ -21,6 +21,8 @@ from learners.learner import (
     make_learner,
     settings_type,
 )
+from learners.parallel import Devices
+from learners.reporter import Reporter
 from learners.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError, TrainingError
 from mathenv.store import read_trajectories, write_atomic
@@ -32,8 +34,10 @@ class TrainCommand:
     """Train a learner on stored trajectories and write checkpoint folders.
 
     Demonstrations without tokens (such as the oracle's) are rendered with the policy's chat
-    template; sampled trajectories must have been sampled with the policy's tokenizer. A run
-    that was stopped goes on from its last checkpoint when the same command is given again.
+    template or a dialect; sampled trajectories must have been sampled with the policy's
+    tokenizer. A run that was stopped goes on from its last checkpoint when the same command is
+    given again. With `accelerate launch -m benchmarks train` or `torchrun -m benchmarks train`
+    several processes train together.
 
     Args:
         learner: mdpo, mkto, dpo, kto, ipo, simpo, dmpo, stepdpo, grpo, raft, sft, or the
@@ -43,6 +47,8 @@ class TrainCommand:
         out: folder for the checkpoints (step-N) and metrics.jsonl.
         reference: model folder of the reference model (mdpo, dpo, kto, ...). Left out: the policy.
         seed: fixes pairing and the order of training.
+        dialect: how demonstrations without tokens are written, a name in agents/dialects.toml.
+            Left out: the policy's own chat template. Tokens that were sampled say it themselves.
         loss: settings of the learner.
         optim: settings of the training loop.
     """
@@ -53,6 +59,7 @@ class TrainCommand:
     out: Path
     reference: Path | None = None
     seed: int = 0
+    dialect: str | None = None
     loss: LearnerConfig = field(default_factory=LearnerConfig)
     optim: TrainConfig = field(default_factory=TrainConfig)
 
@@ -73,34 +80,42 @@ class TrainCommand:
         """Select examples, say which, train, and print the checkpoints."""
         learner = make_learner(self.learner, self.loss)
         stored = [t for path in self.trajectories for t in read_trajectories(path)]
-        trajectories = tokenized(_distinct(stored), learner, self.policy)
+        trajectories = tokenized(_distinct(stored), learner, self.policy, self.dialect)
         examples, selection = learner.examples(trajectories, seed=self.seed)
-        reporter = LearningReporter()
+        devices = Devices()
+        reporter = LearningReporter() if devices.is_main else Reporter()
         counts = selection.counts()
         reporter.say(", ".join(f"{name} {count}" for name, count in counts.items() if count))
-        write_atomic(
-            self.out / "selection.json",
-            json.dumps({"counts": counts, "provenance": selection.provenance}, indent=1) + "\n",
-        )
+        if devices.is_main:
+            record = {"counts": counts, "provenance": selection.provenance}
+            write_atomic(self.out / "selection.json", json.dumps(record, indent=1) + "\n")
         reference = (self.reference or self.policy) if learner.uses_reference else None
         stage = Stage(self.policy, self.out, reference, self.seed)
         with reporter.stage(f"train {learner.name}", None, "steps") as advance:
             checkpoints = train(learner, examples, self.optim, stage, on_step=advance)
-        console = ResultConsole()
-        for path in checkpoints:
-            console.say(path)
+        if devices.is_main:
+            console = ResultConsole()
+            for path in checkpoints:
+                console.say(path)
+        devices.close()
 
 
 def tokenized(
-    trajectories: Sequence[Trajectory], learner: Learner, policy: Path
+    trajectories: Sequence[Trajectory],
+    learner: Learner,
+    policy: Path,
+    dialect: str | None = None,
 ) -> list[Trajectory]:
-    """Return the trajectories with tokens of the policy's tokenizer and template.
+    """Return the trajectories with tokens of the policy's tokenizer; those there are stay.
 
     Raises:
-        TrainingError: a preference learner was given trajectories that no model sampled, or
-            tokens were made by another tokenizer or template.
+        ConfigError: no such dialect.
+        RenderError: there is something to render, and the policy's template cannot.
+        TrainingError: a preference learner was given trajectories that no model sampled.
     """
-    renderer = ChatRenderer(load_tokenizer(policy))
+    if all(t.tokens for t in trajectories):
+        return list(trajectories)  # whose tokens they are is checked where they are trained on
+    renderer = RenderOptions(dialect).renderer(load_tokenizer(policy))
     ready = []
     for trajectory in trajectories:
         if trajectory.tokens is None:
@@ -111,11 +126,6 @@ def tokenized(
                 )
             record = renderer.record_turns(trajectory.problem.question, trajectory.turns)
             trajectory = replace(trajectory, tokens=record)
-        elif trajectory.tokens.fingerprint != renderer.fingerprint:
-            raise TrainingError(
-                f"{trajectory.key} was sampled with another tokenizer or chat template than "
-                f"{policy} has: its tokens would mean something else"
-            )
         ready.append(trajectory)
     return ready
 

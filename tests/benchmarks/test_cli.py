@@ -87,6 +87,28 @@ def test_bench_several_suites(tmp_path: Path) -> None:
     assert "problems was 3, now 4" in again.stderr
 
 
+def test_a_model_is_loaded_once_for_all_suites(
+    rows: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agents import policy
+
+    loaded = []
+    load = policy.load_policy
+
+    def count(path, *args, **kwargs):
+        loaded.append(path)
+        return load(path, *args, **kwargs)
+
+    monkeypatch.setattr(policy, "load_policy", count)
+    words = ["bench", f"{rows},words", "--limit", "2", "--n", "2", "--out", str(tmp_path / "r")]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*words, "--agent", "transformers", "--model", str(tiny), *TINY_TOKENS])
+    assert stop.value.code == 0
+    assert loaded == [str(tiny)]
+    folders = ["own-tiny", "own-tiny-greedy", "words-tiny", "words-tiny-greedy"]
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == folders
+
+
 def _start_bench(cwd: Path) -> subprocess.Popen[str]:
     words = ["bench", "words", "--limit", "200", "--out", "r", "--concurrency", "2"]
     return subprocess.Popen(

@@ -224,6 +224,9 @@ def test_published_numbers_and_sizes_stand_beside(tmp_path: Path) -> None:
     (folder / "test.jsonl").write_text(json.dumps(row) + "\n")
     run_bench(find_suite("svamp"), OracleAgent, tmp_path / "out", data=tmp_path / "data")
     page = (tmp_path / "out" / "results.md").read_text()
-    assert "| PaL, Codex | 79.4% | few-shot, program | arXiv 2211.10435, table 1 |" in page
+    assert (
+        "| PaL, Codex | 79.4% | few-shot, program, mean of 3 runs | arXiv 2211.10435, table 1 |"
+        in page
+    )
     assert "- problems: 1 of 1000 published" in page
     assert (tmp_path / "out" / "results.tex").read_text().startswith(r"\begin{tabular}")

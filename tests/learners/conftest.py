@@ -6,7 +6,7 @@ import pickle
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -246,3 +246,126 @@ def kill_and_restart(tmp_path: Path) -> Restart:
         return codes
 
     return run
+
+
+# Imports once, then forks the processes of each job. They find each other as `torchrun`'s do.
+_LAUNCHER = """
+import glob, importlib.util, json, os, pickle, signal, socket, sys, time, traceback
+import torch
+torch.set_num_threads(1)
+import learners.run
+modules = {}
+
+def module(file):
+    if file not in modules:
+        spec = importlib.util.spec_from_file_location("job_" + str(len(modules)), file)
+        modules[file] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(modules[file])
+    return modules[file]
+
+def reached(pattern, lines):
+    return any(len(open(f, "rb").read().splitlines()) >= lines for f in glob.glob(pattern))
+
+for line in sys.stdin:
+    folder = line.strip()
+    file, name, arguments, count, kill, environment = pickle.load(open(folder + "/job", "rb"))
+    function = getattr(module(file), name)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(count):
+        child = os.fork()
+        if child == 0:
+            sizes = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "RANK": rank}
+            place = {"LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            os.environ.update({k: str(v) for k, v in (sizes | place | environment).items()})
+            log = os.open(folder + "/" + str(rank), os.O_CREAT | os.O_WRONLY)
+            os.dup2(log, 1), os.dup2(log, 2)
+            code = 1
+            try:
+                function(*arguments)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    codes, left = {}, dict(enumerate(children))
+    deadline = time.monotonic() + 120
+    while left:
+        for rank, child in list(left.items()):
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                codes[rank] = os.waitstatus_to_exitcode(status)
+                del left[rank]
+        if kill and (time.monotonic() > deadline or reached(*kill[:2])):
+            for rank in kill[2]:
+                if rank in left:
+                    os.kill(left[rank], signal.SIGKILL)
+            kill = None
+        if time.monotonic() > deadline:
+            for child in left.values():
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.002)
+    print(json.dumps([codes[rank] for rank in range(count)]), flush=True)
+"""
+
+
+class Launch:
+    """Starts a test file's function in several processes that train together."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._jobs = folder, 0
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", _LAUNCHER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        )
+
+    def __call__(
+        self,
+        function: Callable[..., None],
+        *arguments: Any,
+        count: int = 2,
+        kill: tuple[str, int, Sequence[int]] | None = None,
+        **environment: str,
+    ) -> list[int]:
+        """Return the exit codes by rank; where one is 1, print what its process wrote.
+
+        `kill`: once a file that matches the pattern has so many lines, these ranks are.
+        """
+        self._jobs += 1
+        folder = self._folder / str(self._jobs)
+        folder.mkdir()
+        file, name = function.__code__.co_filename, function.__name__
+        job = (file, name, arguments, count, kill, environment)
+        (folder / "job").write_bytes(pickle.dumps(job))
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        print(folder, file=self._server.stdin, flush=True)
+        codes: list[int] = json.loads(self._server.stdout.readline())
+        for rank in (rank for rank, code in enumerate(codes) if code == 1):
+            print(self.wrote(rank))
+        return codes
+
+    def wrote(self, rank: int) -> str:
+        """Return what a process of the last start wrote."""
+        return (self._folder / str(self._jobs) / str(rank)).read_text()
+
+    def close(self) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait(30)
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
+    """Start functions in several processes."""
+    started = Launch(tmp_path_factory.mktemp("launch"))
+    yield started
+    started.close()

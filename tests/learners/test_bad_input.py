@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import learners.train
+import learners.parallel
 from agents.dialects import find_dialect
 from agents.models.transformers import load_causal_lm, load_tokenizer
 from agents.rendering import ChatRenderer
@@ -121,7 +121,7 @@ def test_a_policy_that_rules_out_a_token_is_an_error_though_the_loss_is_finite(
         rejected = torch.tensor([s.key == "b#current#1" for s in samples])
         return logps.masked_fill(rejected, -math.inf)
 
-    monkeypatch.setattr(learners.train, "summed_logps", rule_out)
+    monkeypatch.setattr(learners.parallel, "summed_logps", rule_out)
     with pytest.raises(TrainingError, match=r"step 1: .*not finite of b#current#1\. Lower"):
         run(trajectories, stage)
     assert step_folders(stage.out) == []

@@ -10,6 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from learners import KTOConfig, LearnerConfig, LogProbs, learner_names, make_learner
 from learners.logprobs import micro_batches, reference_logps, summed_logps, token_logps
+from learners.loop import Frozen, Loop
+from learners.parallel import Devices, Policy
 from learners.preferences import PairRules, prompt
 from learners.train import Stage, TrainConfig, train
 from mathenv.types import Span, SpanKind, TokenRecord
@@ -248,18 +250,67 @@ SAME = {
     "some micro-batches": lambda examples: (examples, {"budget": 80}),
     "online reference": lambda examples: (examples, {"online": True}),
     "all of these": lambda examples: (shuffled(examples), {"budget": 50, "online": True}),
+    "two processes": lambda examples: (shuffled(examples), {"processes": "whole"}),
+    "two processes, sharded": lambda examples: (shuffled(examples), {"processes": "sharded"}),
 }
+
+
+def process_steps(cases, file):
+    """The steps of the loop itself, of this process among several: loss and gradient of each."""
+    devices, found = Devices(), []
+    for learner, examples, how in cases:
+        config = TrainConfig(token_budget=80, shard=how == "sharded")
+        policy = Policy(gpt2(0), devices, config)
+        assert policy.sharded == config.shard
+        optimizer = torch.optim.SGD(policy.parameters)
+        per_token = learner.per_token
+        reference, start = (
+            reference_logps(gpt2(seed), examples, budget=80, per_token=per_token) for seed in (1, 0)
+        )
+        controls = [e.control for e in examples if e.control]
+        frozen = Frozen(
+            reference if learner.uses_reference else None,
+            start if learner.uses_start else None,
+            controls,
+        )
+        loop = Loop(learner, policy, optimizer, devices, config, seed=0, steps=1)
+        parts = devices.gather(loop.backward(1, examples, frozen))
+        whole = [p.grad.full_tensor() if config.shard else p.grad for p in policy.parameters]
+        moved = torch.cat([g.flatten() for g in whole])
+        found.append((sum(part.loss for part in parts), moved))
+    if devices.is_main:
+        torch.save(found, file)
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(launch, trajectories, tmp_path_factory):
+    """Steps by learner and row, of all in one start of processes."""
+    file = tmp_path_factory.mktemp("processes") / "steps.pt"
+    keys, cases = [], []
+    for name in learner_names():
+        learner = make_learner(name, CONFIG)
+        examples, _ = learner.examples(trajectories, seed=0)
+        for row, change in SAME.items():
+            changed, how = change(examples)
+            if "processes" in how:
+                keys.append((name, row))
+                cases.append((learner, changed, how["processes"]))
+    assert launch(process_steps, cases, file) == [0, 0]
+    return dict(zip(keys, torch.load(file), strict=True))
 
 
 @pytest.mark.parametrize("row", SAME)
 @pytest.mark.parametrize("name", learner_names())
-def test_the_step_is_the_same(model, frozen, trajectories, name, row):
+def test_the_step_is_the_same(request, model, frozen, trajectories, name, row):
     learner = make_learner(name, CONFIG)
     examples, _ = learner.examples(trajectories, seed=0)
     assert len(examples) > 2
     loss, expected = step(learner, model, frozen, examples, budget=10**6)
     changed, how = SAME[row](examples)
-    found, moved = step(learner, model, frozen, changed, **{"budget": 10**6, **how})
+    if "processes" in how:
+        found, moved = request.getfixturevalue("of_two_processes")[name, row]
+    else:
+        found, moved = step(learner, model, frozen, changed, **{"budget": 10**6, **how})
     assert found == pytest.approx(loss, rel=1e-11)
     assert expected.norm() > 1e-3
     assert (moved - expected).norm() < 1e-9 * expected.norm()

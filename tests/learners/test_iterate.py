@@ -2,15 +2,18 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from learners import iterate as loop
 from learners import learner as registry
-from learners import train as training
+from learners import reference
 from learners.checkpoint import read_manifest, step_folders
 from learners.iterate import Data, IterateConfig, Method, evaluate, iterate, mean_reward
 from learners.learner import register_learner
+from learners.lora import LoRA
+from learners.recipe import load_recipe
 from learners.reporter import Reporter
 from learners.sft import SFT
 from learners.train import TrainConfig
@@ -191,19 +194,79 @@ def test_equal_weights_under_two_names_give_different_samples(micro, data, tmp_p
     assert sum(same) < len(same) / 2
 
 
-@pytest.mark.parametrize("which", ["first", "last"])
-def test_the_reference_is_the_folder_that_was_asked_for(
-    go, coached, record, micro, tmp_path, which
-):
-    loads = record(training, "load_causal_lm")
-    first, _ = go(coached, method=Method(train=LEARNS), reference=which)
+def test_the_reference_moves_as_often_as_was_asked(go, coached, micro, tmp_path):
+    results = go(coached, method=Method(train=LEARNS), reference=2, iterations=3)
     start = micro.start.policy
-    assert first.policy != start
-    second_reference = first.policy if which == "last" else start
-    # Per iteration: the weights to train, then the reference.
-    assert [args[0] for args, _ in loads] == [start, start, first.policy, second_reference]
-    manifest = read_manifest(step_folders(tmp_path / "run/iteration-2/train")[-1][1])
-    assert manifest["reference"] == "/".join(second_reference.parts[-3:])
+    newest = [start, *(r.policy for r in results)]
+    assert newest[1] != start
+    for number, path in enumerate([start, start, newest[2]], 1):
+        train = tmp_path / "run" / f"iteration-{number}" / "train"
+        manifest = read_manifest(step_folders(train)[-1][1])
+        assert manifest["reference"] == "/".join(path.parts[-3:])
+        assert manifest["policy"] == "/".join(newest[number - 1].parts[-3:])
+
+
+def test_every_k_iterations_the_reference_is_the_newest_policy():
+    def references(which, count=6):
+        config = IterateConfig(iterations=count, reference=which)
+        policies = loop._Policies(Path("0"), Path("-1"), Path("0"))
+        found = []
+        for number in range(1, count + 1):
+            found.append(int(policies.reference.name))
+            policies = loop._next(policies, Path(str(number)), number, config)
+        return found
+
+    assert references("last") == references(1) == [0, 1, 2, 3, 4, 5]
+    assert references(2) == [0, 0, 2, 2, 4, 4]
+    assert references(3) == [0, 0, 0, 3, 3, 3]
+    assert references("first") == references(6) == references(99) == [0] * 6
+
+
+def test_a_recipe_says_how_often_the_reference_moves(tmp_path):
+    file = tmp_path / "r.toml"
+    for text, value in (('"last"', "last"), ('"first"', "first"), ("2", 2)):
+        file.write_text(f"[iterate]\nreference = {text}\n")
+        assert load_recipe(file).iterate.reference == value
+    for text in ('"every"', "0", "-1", "true", "1.5", '"2"', "[1]"):
+        file.write_text(f"[iterate]\nreference = {text}\n")
+        with pytest.raises(ConfigError, match=r"r\.toml.*reference must be 'last', 'first' or"):
+            load_recipe(file)
+
+
+def test_learners_with_the_same_pairs_share_the_log_probs_of_the_reference(
+    micro, data, tmp_path, record
+):
+    loads = record(reference, "load_causal_lm")
+    start, config = micro.start, replace(micro.recipe.iterate, iterations=1)
+    shared = tmp_path / "reference.sqlite"
+
+    def run(name, cache):
+        out = tmp_path / f"{name}-{cache.name if cache else 'alone'}"
+        arguments = (start.policy, start.previous, data, name, micro.method, config, out)
+        (result,) = iterate(*arguments, cache=cache)
+        return (out / "iteration-1/train/metrics.jsonl").read_text(), result.scores
+
+    run("mdpo", shared)
+    assert len(loads) == 1
+    found = run("ipo", shared)
+    assert len(loads) == 1
+    assert found == run("ipo", None)
+    assert len(loads) == 2
+
+
+def test_adapters_are_merged_and_begin_anew_in_every_iteration(go, micro, tmp_path):
+    pytest.importorskip("peft")
+    adapted = replace(micro.method.train, lora=LoRA(rank=4))
+    first, second = go("mdpo", method=Method(micro.method.loss, adapted))
+    for number in (1, 2):
+        folder = tmp_path / "run" / f"iteration-{number}" / "train"
+        for _, path in step_folders(folder):
+            assert (path / "model.safetensors").exists()
+            assert (path / "adapter" / "adapter_model.safetensors").exists()
+        row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+        assert row["rewards/margins"] == 0.0  # the reference is the merged policy
+    assert first.policy.name in first.scores or first.policy == micro.start.policy
+    assert second.validation_before == first.validation
 
 
 def test_mdpo_starts_at_its_reference(go, tmp_path):
@@ -270,7 +333,9 @@ def test_a_kill_after_training_does_not_train_again(go, tmp_path, record):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"reference": "newest"}, "'last' or 'first'"),
+        ({"reference": "newest"}, "'last', 'first' or"),
+        ({"reference": 0}, "'last', 'first' or"),
+        ({"reference": True}, "'last', 'first' or"),
         ({"iterations": 0}, "at least one iteration"),
         ({"current_samples": 0, "previous_samples": 0}, "one sample"),
         ({"current_samples": -1}, "negative"),

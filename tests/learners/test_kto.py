@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import learners.train
+import learners.parallel
 from agents.models.transformers import load_causal_lm
 from learners import KTOConfig, LearnerConfig, LogProbs, make_learner
 from learners.logprobs import reference_logps, summed_logps
@@ -159,7 +159,7 @@ def test_a_step_of_one_example_still_has_many_sequences_behind_its_kl(
             counted.append(len(samples))
         return summed_logps(model, samples)
 
-    monkeypatch.setattr(learners.train, "summed_logps", count)
+    monkeypatch.setattr(learners.parallel, "summed_logps", count)
     stage = Stage(policy, tmp_path / "train", reference)
     first_row(trajectories, stage, replace(TRAIN, batch_size=7), kl_sequences=6)
     assert len(examples_of(trajectories)[1]) == 14

@@ -26,9 +26,11 @@ from learners.costs import (
     training_flops,
     training_memory,
 )
+from learners.iterate import Method
 from learners.plan import make_plan
 from learners.recipe import Recipe, load_recipe
 from learners.shapes import DEVICES, SHAPES, Shape, parse_gpus, shape_of
+from learners.train import TrainConfig
 from mathenv.errors import ConfigError
 
 A100, H100, H200 = DEVICES["A100-80G"], DEVICES["H100-80G"], DEVICES["H200-141G"]
@@ -254,6 +256,10 @@ def test_the_stages_of_a_plan(mistral):
     assert plan.seconds.low == pytest.approx(sum(s.seconds.low * s.runs for s in plan.stages))
     assert plan.seconds.low < plan.seconds.high
     assert any("FSDP over 8 GPUs" in gap for gap in plan.gaps)
+    assert any('precision = "bf16" in sft and methods.mdpo.train' in gap for gap in plan.gaps)
+    config = TrainConfig(precision="bf16", processes=8, shard=True)
+    ready = replace(mistral, sft=config, methods={"mdpo": Method(train=config)})
+    assert not any("precision" in gap or "FSDP" in gap for gap in make_plan(ready, 8, A100).gaps)
     assert not any("FSDP" in gap for gap in make_plan(mistral, 1, A100).gaps)
 
 
@@ -284,13 +290,22 @@ def test_faster_gpus_and_more_of_them_take_less_time(mistral):
     assert times == sorted(times, reverse=True)
 
 
+def test_activations_computed_again_take_less_memory_and_more_time(mistral):
+    config = replace(mistral.sft, recompute_every=1)
+    kept, again = (
+        stage(make_plan(replace(mistral, sft=sft), 8, A100), "SFT") for sft in (mistral.sft, config)
+    )
+    assert again.memory["activations"] < kept.memory["activations"] / 4
+    assert 1.2 < again.seconds.low / kept.seconds.low < 1.34
+
+
 def test_what_does_not_fit_is_refused_with_what_would(mistral):
     plan = make_plan(mistral, 1, A100)
     (refusal,) = plan.refusals
     assert refusal.startswith("training (SFT, mdpo) needs 1")
     assert "4 x A100-80G" in refusal
     assert "LoRA (rank 16)" in refusal
-    assert any("no activation checkpointing" in gap for gap in plan.gaps)
+    assert any("no 8-bit optimizer states" in gap for gap in plan.gaps)
     for named in stage(plan, "mdpo").advice:
         assert named in refusal
 
@@ -389,6 +404,9 @@ def test_a_run_with_all_it_needs_goes_on(tmp_path, monkeypatch, mistral):
     (tmp_path / "data" / "paper").mkdir(parents=True)
     (tmp_path / "data" / "paper" / "demonstrations.jsonl").touch()
     monkeypatch.setattr(preflight, "_memory", lambda: 117 * GB)
+    with pytest.raises(ConfigError, match="the package vllm"):
+        preflight.require(mistral)
+    monkeypatch.setattr(preflight, "find_spec", lambda name: name)
     preflight.require(mistral)
     monkeypatch.setattr(preflight, "_memory", lambda: GB)
     preflight.require(load_recipe("tiny"))

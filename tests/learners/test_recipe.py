@@ -84,7 +84,7 @@ def test_an_empty_file_is_the_default_recipe(write):
         ("[problems]\ndata = 3", r"problems\.data"),
         ("[methods.mdpo.loss.pairs]\ndrop_error_winners = 1", r"bool.*drop_error_winners"),
         ('[sft]\nschedule = "step"', r"schedule.*'step'.*cosine.*sft"),
-        ('[iterate]\nreference = "newest"', r"'last' or 'first'.*iterate"),
+        ('[iterate]\nreference = "newest"', r"'last', 'first' or.*iterate"),
         ('learner = "ppo"', r"'ppo'.*mdpo"),
         ("[methods.mpdo.loss]\neta = 0.1", r"'mpdo'.*mdpo"),
         ("a = ", "not valid TOML"),

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from learners import make_learner
 from learners.checkpoint import drop_state, load_state, read_manifest, step_folders
 from learners.learner import LearnerConfig
+from learners.parallel import Devices, Policy
 from learners.preferences import PairRules
 from learners.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError, DataError, TrainingError
@@ -166,6 +167,40 @@ def test_the_token_budget_changes_nothing_but_rounding(mdpo, examples, policy, r
             assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_activations_computed_again_change_nothing_at_all(mdpo, examples, stage, trained, every):
+    train(mdpo, examples, replace(CONFIG, recompute_every=every), stage)
+    for step in (3, 7, 10):
+        assert weights(stage.out / f"step-{step}") == weights(trained / f"step-{step}")
+
+
+@pytest.mark.parametrize(("every", "passes"), [(0, [1, 1, 1]), (1, [2, 2, 2]), (2, [2, 1, 2])])
+def test_of_every_nth_layer_activations_are_computed_again(examples, every, passes):
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=300, num_hidden_layers=3, **shape)).eval()
+    counted = [0, 0, 0]
+
+    def count(layer):
+        counted[layer] += 1
+
+    for number, layer in enumerate(model.model.layers):
+        layer.mlp.register_forward_pre_hook(lambda *_, number=number: count(number))
+    policy = Policy(model, Devices(), TrainConfig(recompute_every=every))
+    policy.logps(examples[0].samples).sum().backward()
+    assert counted == passes
+
+
+def test_in_fp16_a_step_whose_gradient_overflows_is_left_out(mdpo, examples, stage, policy):
+    """The first scale, 65536, is too large for this loss; it halves until steps are taken."""
+    steep = make_learner("mdpo", replace(LOSS, eta=2000.0))
+    train(steep, examples, replace(CONFIG, precision="fp16"), stage)
+    found = rows(stage.out)
+    left_out = [row for row in found if "grad_norm" not in row]
+    assert 0 < len(left_out) < len(found)
+    assert found[-1]["loss_scale"] == 65536 / 2 ** len(left_out)
+    assert load_state(stage.out / "step-10")["scaler"]["scale"] == found[-1]["loss_scale"]
+
+
 # --- determinism and resuming
 
 
@@ -283,6 +318,8 @@ def test_a_diverging_run_stops(mdpo, examples, stage):
     "wrong",
     [
         {"schedule": "step"},
+        {"precision": "fp8"},
+        {"recompute_every": -1},
         {"lr": 0.0},
         {"lr": float("nan")},
         {"epochs": 0},

@@ -1,0 +1,1 @@
+"""Every table of the paper again, on the embedded model (`mathenv ablate`)."""

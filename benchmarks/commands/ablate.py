@@ -1,0 +1,66 @@
+"""`mathenv ablate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.ablation.page import write_pages
+from benchmarks.ablation.run import run_all
+from benchmarks.ablation.variants import QUICK, Sizes, base_recipe, chosen
+from benchmarks.console import ResultConsole
+from benchmarks.learning import LearningReporter
+from mathenv.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Ablate:
+    """Run every table of the paper again, small: the embedded model on `words`.
+
+    Methods, reference, eta, sampling, NLL, SFT epochs; and what the paper left open: out of
+    distribution, pass@k, diversity, noisy observations. Each variant has its own folder, and
+    those that begin alike share SFT and first rollouts. A run that was stopped goes on when
+    the same command is given again. The pages say which of the paper's findings hold here.
+
+    Args:
+        out: the run folder.
+        quick: minutes instead of hours: one seed, a short SFT, few problems.
+        seeds: seeds of everything (default: 0 1 2, with `quick` 0).
+        only: groups to run (default: all): main, reference, eta, noise, nll, sampling, sft,
+            less-noise.
+        threads: torch threads; results are repeatable for a fixed number.
+        sft: take base models, demonstrations and SFT from this run folder of `mathenv iterate`
+            (same recipe and seeds) instead of making them.
+        page: only write the pages of what is in `out`, a markdown file here with its pictures
+            and results as HTML and JSON beside it.
+    """
+
+    out: Path = Path("runs/ablate")
+    quick: bool = False
+    seeds: tuple[int, ...] = ()
+    only: tuple[str, ...] = ()
+    threads: int = 1
+    sft: Path | None = None
+    page: Path | None = None
+
+    def run(self) -> None:
+        """Run or resume, then write the pages."""
+        console = ResultConsole()
+        if self.page is not None:
+            console.say(f"written: {', '.join(map(str, write_pages(self.out, self.page)))}")
+            return
+        if self.threads < 1:
+            raise ConfigError(f"--threads must be at least 1, not {self.threads}")
+        seeds = self.seeds or ((0,) if self.quick else (0, 1, 2))
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ConfigError("--seeds are different numbers from 0 on")
+        sizes = QUICK if self.quick else Sizes()
+        variants = chosen(self.only)
+        recipe = base_recipe(sizes, quick=self.quick, threads=self.threads)
+        page = self.out / "ablations.md"
+
+        def report() -> None:
+            write_pages(self.out, page)
+
+        run_all(variants, recipe, sizes, seeds, self.out, LearningReporter(), report, self.sft)
+        console.say(f"written: {page}, {page.with_suffix('.html')}")

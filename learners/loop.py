@@ -1,0 +1,207 @@
+"""One optimizer step over a list of examples, on all devices."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from learners.batching import micro_batches
+from learners.learner import Learner, LogProbs
+from learners.logprobs import not_finite
+from learners.lora import dropping
+from learners.parallel import Devices, Policy, shares
+from learners.preferences import Example, Sample
+from learners.schedule import TrainConfig, learning_rate
+from mathenv.errors import TrainingError
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """What stays fixed over a stage: log-probs of models that are not trained, by sample."""
+
+    reference: dict[Sample, Tensor] | None = None
+    start: dict[Sample, Tensor] | None = None
+    controls: Sequence[Sample] = ()
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one process found in its share of a step."""
+
+    loss: float = 0.0
+    broken: list[str] = field(default_factory=list)
+    metrics: dict[str, list[Tensor]] = field(default_factory=dict)
+
+
+class Loop:
+    """Takes the steps of one stage.
+
+    Every process calls `step` with the same examples and works on its share of them.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        devices: Devices,
+        config: TrainConfig,
+        *,
+        seed: int,
+        steps: int,
+    ) -> None:
+        self._learner, self._policy, self._optimizer = learner, policy, optimizer
+        self._devices, self._config, self._seed, self._steps = devices, config, seed, steps
+        self.scaler = torch.amp.GradScaler(devices.device.type, enabled=config.precision == "fp16")
+
+    def step(self, number: int, examples: Sequence[Example], frozen: Frozen) -> Metrics:
+        """Take one optimizer step over `examples`, in as many forward passes as fit.
+
+        Raises:
+            TrainingError: log-probs, loss or gradient are not finite, on any process; the
+                message names the trajectories. Nothing has been changed then.
+        """
+        rate = learning_rate(self._config, number, self._steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        parts = self._devices.gather(self.backward(number, examples, frozen))
+        total = sum(part.loss for part in parts)
+        self.scaler.unscale_(self._optimizer)
+        norm = self._policy.clip(self._config.clip_norm).item()
+        self._check(number, total, norm, [n for part in parts for n in part.broken], examples)
+        self.scaler.step(self._optimizer)
+        self.scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        figures = {"loss": total, **_means(parts), "grad_norm": norm}
+        if self.scaler.is_enabled():
+            figures["loss_scale"] = self.scaler.get_scale()
+        return {
+            **{key: value for key, value in figures.items() if math.isfinite(value)},
+            "learning_rate": rate,
+            "epoch": number * self._config.epochs / self._steps,
+            "num_tokens": float(sum(e.tokens for e in examples)),
+        }
+
+    def backward(self, number: int, examples: Sequence[Example], frozen: Frozen) -> Outcome:
+        """Add the gradient of a step's loss over all of `examples` to the weights' own.
+
+        Processes' gradients are averaged, and each has the sum over its share: times the
+        number of processes that is the sum over all, however unequal the shares are.
+        """
+        baseline = self._baseline(number, frozen)
+        found, batches = Outcome(), self._passes(examples)
+        denominator = self._learner.denominator(examples)
+        seed = f"{self._seed}/{number}/{self._devices.rank}"
+        with dropping(self._policy.model, self._config.lora, seed):
+            for left, batch in zip(reversed(range(len(batches))), batches, strict=True):
+                with self._policy.backward(last=left == 0):
+                    if batch:
+                        self._pass(batch, frozen, baseline, denominator, found)
+                    else:
+                        self._empty_pass(examples)
+        found.metrics = {key: [torch.cat(x).cpu()] for key, x in found.metrics.items()}
+        return found
+
+    def _pass(
+        self,
+        batch: Sequence[Example],
+        frozen: Frozen,
+        baseline: Tensor | None,
+        denominator: float,
+        found: Outcome,
+    ) -> None:
+        samples = [s for e in batch for s in e.samples]
+        logps = self._policy.logps(samples, per_token=self._learner.per_token)
+        reference, start = (_of(x, samples, logps) for x in (frozen.reference, frozen.start))
+        output = self._learner.loss(LogProbs(logps, reference, start, baseline), batch)
+        loss = output.loss * self._devices.count / denominator
+        self.scaler.scale(loss).backward()
+        found.loss += output.loss.item() / denominator
+        found.broken += not_finite(logps.detach(), samples)
+        for key, value in output.metrics.items():
+            found.metrics.setdefault(key, []).append(value.detach())
+
+    def _empty_pass(self, examples: Sequence[Example]) -> None:
+        """Take part in a pass of the others, with the cheapest example and no gradient."""
+        (self._filler(examples).sum() * 0).backward()
+
+    def _filler(self, examples: Sequence[Example]) -> Tensor:
+        return self._policy.logps(min(examples, key=lambda e: e.tokens).samples)
+
+    def _passes(self, examples: Sequence[Example]) -> list[list[Example]]:
+        """Return the examples of each of this process's passes; empty: a pass for company.
+
+        Every process needs one, and as many as the others where the model is shared out.
+        """
+        budget, packed = self._config.token_budget, self._policy.packed
+        every = [
+            list(micro_batches(share, budget, packed=packed))
+            for share in shares(examples, self._devices.count)
+        ]
+        own = every[self._devices.rank]
+        most = max(map(len, every)) if self._policy.sharded else max(len(own), 1)
+        return own + [[] for _ in range(most - len(own))]
+
+    @torch.no_grad()
+    def _baseline(self, number: int, frozen: Frozen) -> Tensor | None:
+        """Mean log-ratio over control samples drawn for this step, before it is taken.
+
+        All processes draw the same ones; each evaluates its share.
+        """
+        count = min(self._learner.controls, len(frozen.controls))
+        if count == 0:
+            return None
+        drawn = random.Random(f"{self._seed}/{number}").sample(frozen.controls, count)
+        examples = [Example((c,)) for c in drawn]
+        ratios = []
+        for batch in self._passes(examples):
+            if not batch:
+                self._filler(examples)
+                continue
+            samples = [s for e in batch for s in e.samples]
+            logps = self._policy.logps(samples)
+            reference = _of(frozen.reference, samples, logps)
+            ratios.append((logps if reference is None else logps - reference).cpu())
+        everyone = [ratio for part in self._devices.gather(ratios) for ratio in part]
+        return torch.cat(everyone).mean().to(self._devices.device)
+
+    def _check(
+        self,
+        number: int,
+        total: float,
+        norm: float,
+        broken: Sequence[str],
+        examples: Sequence[Example],
+    ) -> None:
+        # In fp16 gradients overflow until the scale is low enough; the scaler skips those steps.
+        overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        if not broken and math.isfinite(total) and (math.isfinite(norm) or overflow):
+            return
+        names = list(broken) or [s.key for e in examples for s in e.samples]
+        raise TrainingError(
+            f"step {number}: loss {total}, gradient norm {norm}, "
+            f"{'log-probs that are not finite' if broken else 'in a batch'} of "
+            f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}. "
+            "Lower the learning rate, or look for broken weights in the policy"
+        )
+
+
+def _means(parts: Sequence[Outcome]) -> Metrics:
+    gathered: dict[str, list[Tensor]] = {}
+    for part in parts:
+        for key, values in part.metrics.items():
+            gathered.setdefault(key, []).extend(values)
+    return {key: torch.cat(values).mean().item() for key, values in gathered.items()}
+
+
+def _of(
+    logps: dict[Sample, Tensor] | None, samples: Sequence[Sample], like: Tensor
+) -> Tensor | None:
+    return None if logps is None else torch.cat([logps[s] for s in samples]).to(like.device)
