@@ -81,15 +81,13 @@ def _verdict(
     low, high = difference.low, difference.high
     if is_share(claim.measure) and max(means) < FLOOR:
         return Verdict.OPEN, "both are near zero: the tiny model is too small to show an effect"
-    if claim.same_within is not None:
-        if -claim.same_within < low and high < claim.same_within:
+    margin = claim.same_within
+    if margin is not None:
+        if -margin < low and high < margin:
             return Verdict.HOLDS, ""
-        if low > 0 or high < 0:
-            return Verdict.FAILS, "they differ"
-        return (
-            Verdict.OPEN,
-            "the interval holds no difference as well as a large one",
-        )
+        if low > margin or high < -margin:
+            return Verdict.FAILS, "they differ by more than the margin"
+        return Verdict.OPEN, "the interval reaches over the margin"
     if low <= 0 <= high:
         return Verdict.OPEN, "the interval includes 0, chance alone may explain the difference"
     if sign_p >= SIGNIFICANCE:
@@ -123,7 +121,7 @@ def _why_missing(claim: Claim, results: Results) -> str:
     for policy in (claim.better, claim.worse):
         failed = [text for (name, _), text in results.failed.items() if name == policy.variant]
         if failed:
-            reasons.append(f"`{policy.variant}` failed: {failed[0]}")
+            reasons.append(f"`{policy.variant}` failed: {failed[0].rstrip('.')}")
         elif not results.seeds_of(policy.variant):
             reasons.append(f"`{policy.variant}` is missing")
         elif not results.scores(policy, claim.measure):

@@ -75,7 +75,8 @@ def _blocks(results: Results, page: Path) -> Iterator[Block]:
         yield from sections.group_table(results, group, title)
         if group == "main":
             yield from sections.method_curves(results, picture)
-    yield from sections.noise_curves(results, picture)
+        if group == "noise":
+            yield from sections.noise_curves(results, picture)
     yield from sections.out_of_distribution(results, picture)
     yield from sections.pass_at_k_section(results, picture)
     yield from sections.diversity_section(results, picture)
@@ -107,7 +108,8 @@ def _introduction(results: Results) -> Iterator[Block]:
         "the interval of the difference lies on the paper's side of 0, no seed points the other "
         "way, and the exact sign test over problems (McNemar's, with the mean over seeds) agrees; "
         "it **does not hold** if all that is so on the other side. Else it **cannot be told**. "
-        "That two things are the same holds if the interval lies within the margin named. Where "
+        "That two things are the same holds if the interval lies within the margin named, and "
+        "does not hold if it lies outside of it. Where "
         "no problem differs at all, the interval is widened to what so many problems could have "
         "missed (Wilson's bound). The seeds are few, so what another seed would give is known "
         "less well than an interval over problems says."

@@ -19,7 +19,7 @@ _VERDICTS = {Verdict.HOLDS: COLOURS[2], Verdict.FAILS: COLOURS[1], Verdict.OPEN:
 
 def forest(path: Path, findings: Sequence[Finding]) -> Path:
     """Draw the difference of every finding about accuracy with its interval; a dot per seed."""
-    figure, axes = _figure(8.0, 1.2 + 0.34 * len(findings))
+    figure, axes = _figure(9.0, 1.2 + 0.3 * len(findings))
     for row, finding in enumerate(reversed(findings)):
         change = finding.difference
         assert change is not None
@@ -30,7 +30,8 @@ def forest(path: Path, findings: Sequence[Finding]) -> Path:
         axes.plot(seeds, [row + 0.22] * len(seeds), ".", color=colour, alpha=0.6)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(findings)), [_label(f) for f in reversed(findings)], fontsize=8)
-    axes.set_xlabel("difference in points, 95% interval; dots are seeds")
+    axes.set_xlabel("points, 95% interval; dots: seeds")
+    axes.set_ylim(-0.8, len(findings) - 0.2)
     axes.grid(axis="x", alpha=0.3)
     return _save(figure, path)
 

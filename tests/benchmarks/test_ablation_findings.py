@@ -51,7 +51,8 @@ def results(a, b, *, problems=200, failed=()):
         (CLAIM, (0.5,), (0.5,), Verdict.OPEN, "includes 0"),
         (SAME, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), Verdict.HOLDS, ""),
         (SAME, (0.9, 0.9, 0.9), (0.5, 0.5, 0.5), Verdict.FAILS, "differ"),
-        (SAME, (0.5,), (0.5,), Verdict.OPEN, "as well as"),
+        (SAME, (0.57, 0.57), (0.5, 0.5), Verdict.OPEN, "over the margin"),
+        (SAME, (0.5,), (0.5,), Verdict.OPEN, "over the margin"),
     ],
 )
 def test_verdicts_come_from_the_numbers(claim, a, b, verdict, reason):

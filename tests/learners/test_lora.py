@@ -325,7 +325,7 @@ def test_every_kind_of_learner_trains(name, make_trajectory, stage):
 def test_killed_at_random_moments_it_ends_with_the_same_weights(
     learner, examples, stage, trained, kill_and_restart
 ):
-    moments = [("train/step-3/*.pt", 0)]
+    moments = [("train/metrics.jsonl", 1), ("train/step-3/*.pt", 0)]
     codes = kill_and_restart(train, (learner, examples, CONFIG, stage), stage.out.parent, moments)
     assert -9 in codes
     for step in (3, 6):
