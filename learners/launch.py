@@ -48,16 +48,22 @@ def run_together(
     context = get_context("forkserver")
     # Imported once, not by every process of every stage; torch alone takes seconds.
     context.set_forkserver_preload(["learners.train"])
-    address = {"MASTER_ADDR": _LOOPBACK, "MASTER_PORT": str(_free_port())}
     threads = max(1, torch.get_num_threads() // count)
+    group = {
+        "MASTER_ADDR": _LOOPBACK,
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "OMP_NUM_THREADS": str(threads),  # accelerate takes all cores for each where it is unset
+    }
     started, heard = [], []
     try:
         for rank in range(count):
             receiving, sending = context.Pipe(duplex=False)
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             process = context.Process(
                 target=_member,
-                args=(sending, address | place, threads, work, arguments),
+                args=(sending, group | place, threads, work, arguments),
                 daemon=True,  # ends with this process
             )
             process.start()

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from learners import LearnerConfig, make_learner
 from learners.checkpoint import read_manifest
 from learners.launch import processes_for, run_together
+from learners.parallel import Devices
 from learners.preferences import PairRules
 from learners.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError, TrainingError
@@ -67,6 +68,26 @@ def die(rank, tell):
     if os.environ["RANK"] == rank:
         os.kill(os.getpid(), signal.SIGKILL)
     signal.pause()
+
+
+def count_threads(tell):
+    Devices()  # accelerate chooses a number where it finds none
+    tell(torch.get_num_threads())
+    signal.pause()
+
+
+def test_processes_share_the_threads(two_threads):
+    with pytest.raises(Told) as told:
+        run_together(2, count_threads, on_message=stop)
+    assert told.value.args == (1,)
+
+
+class Told(Exception):
+    pass
+
+
+def stop(*values):
+    raise Told(*values)
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
