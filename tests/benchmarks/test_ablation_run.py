@@ -402,5 +402,7 @@ def test_quick_runs_everything(tmp_path):
     finished = {name for name, _ in (*results.measured, *results.failed)}
     assert finished == {SFT.variant, *(v.name for v in VARIANTS)}
     text = (run / "ablations.md").read_text()
-    assert "not run" not in text.replace("**was not run**", "")
+    left_out = [line for line in text.splitlines() if "**was not run**" in line]
+    # Few problems and one short SFT: some variants find nothing to train on, and say so.
+    assert all("failed" in line or "has no pass@32" in line for line in left_out)
     assert (run / "ablations.html").exists()
