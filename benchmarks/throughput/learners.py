@@ -174,7 +174,7 @@ def _compare(report: Report, quantity: str, seed: int, results: list[_Result]) -
         rows = report.details["equality"][-len(others) :]
         worst = {name: max(r[name] for r in rows) for name in ("loss", "grad_norm", "weights")}
         report.remarks.append(
-            f"{quantity}, round {seed + 1}: relative difference to TRL at most "
+            f"{quantity}, round {seed + 1}: relative difference to the others at most "
             f"{worst['loss']:.1e} in losses, {worst['grad_norm']:.1e} in gradient norms, "
             f"{worst['weights']:.1e} in weights after {len(mine.steps['loss'])} steps"
         )

@@ -57,13 +57,13 @@ def test_both_sides_end_with_the_same_weights(tmp_path):
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["workloads"][0]["padded tokens over tokens"] >= 1
     if importlib.util.find_spec("trl") is None:
-        assert calls[-1] == (3, 3)
+        assert calls[-1] == (4, 4)
         assert learners.TRL_MISSING in report.remarks
         return
-    assert calls[-1] == (9, 9)
+    assert calls[-1] == (10, 10)
     assert {(DPO, DEFAULTS), (DPO, STOCK), (KTO, DEFAULTS), (MEMORY, LOWEST)} <= set(rows)
     equality = written["equality"]
-    assert len(equality) == 6
+    assert len(equality) == 7
     for row in equality:
         assert row["loss"] < 1e-4, row
         assert row["grad_norm"] < 1e-4, row
