@@ -70,17 +70,17 @@ class Devices:
         Raises:
             MathEnvError: the first process's that had one.
         """
-        mine: T | None = None
-        error: MathEnvError | None = None
+        mine: T | MathEnvError
         try:
             mine = work()
-        except MathEnvError as caught:
-            error = caught
-        everyone = self.gather((mine, error))
-        for _, one in everyone:
-            if one is not None:
+        except MathEnvError as error:
+            mine = error
+        found: list[T] = []
+        for one in self.gather(mine):
+            if isinstance(one, MathEnvError):
                 raise one
-        return [result for result, _ in everyone]  # type: ignore[misc]
+            found.append(one)
+        return found
 
     def wait(self) -> None:
         """Return when every process is here."""

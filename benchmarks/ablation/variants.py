@@ -283,7 +283,8 @@ def _set(value: Any, path: Sequence[str], wanted: Any, name: str) -> Any:
         return {**value, key: _set(value.get(key), rest, wanted, name)}
     if not is_dataclass(value) or key not in {f.name for f in fields(value)}:
         raise ConfigError(f"no setting {name}: there is no {key} in {type(value).__name__}")
-    return replace(value, **{key: _set(getattr(value, key), rest, wanted, name)})  # type: ignore[type-var]
+    record: Any = value  # `is_dataclass` is also true of types, which `replace` does not take
+    return replace(record, **{key: _set(getattr(value, key), rest, wanted, name)})
 
 
 def _kto(name: str, mdpo: Method) -> Method:

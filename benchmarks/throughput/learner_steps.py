@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -226,19 +227,17 @@ def ours(job: Job, examples: Sequence[Example]) -> tuple[Steps, Any]:
 
 def theirs(job: Job, examples: Sequence[Example]) -> tuple[Steps, Any]:
     """Train with TRL's trainer, given the same tokens and masks by a collator."""
-    import datasets  # noqa: PLC0415  TRL is not installed for anything else
-    import trl  # noqa: PLC0415
-    from trl.trainer import utils  # noqa: PLC0415
-
+    # Only here: without TRL our own steps are still measured.
+    datasets, trl = import_module("datasets"), import_module("trl")
     if job.compact:
+        utils: Any = import_module("trl.trainer.utils")
         utils._use_triton = lambda device: True
     meter = _Meter(job.memory)
     pairs = job.learner == "mdpo"
-    trainer_type, config_type = (
-        (trl.DPOTrainer, trl.DPOConfig) if pairs else (trl.KTOTrainer, trl.KTOConfig)
-    )
+    trainer_type: Any = trl.DPOTrainer if pairs else trl.KTOTrainer
+    config_type: Any = trl.DPOConfig if pairs else trl.KTOConfig
 
-    class Metered(trainer_type):  # type: ignore[misc, valid-type]
+    class Metered(trainer_type):
         def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
             loss: torch.Tensor = super().training_step(*arguments, **options)
             losses.append(loss.item())

@@ -7,7 +7,7 @@ runs in a cell, so nothing that protects others may depend on it: see `sandbox.p
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
+import _signal  # type: ignore[import-not-found]  # in C, and has no stubs; see _set_handler
 import _thread
 import ast
 import builtins

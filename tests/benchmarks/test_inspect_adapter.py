@@ -9,6 +9,7 @@ inspect_ai = pytest.importorskip(
     "inspect_ai", reason="inspect-ai is not installed here (make test-engines)"
 )
 
+# Below the check: these need the package, ours among them.
 from inspect_ai.model import ModelOutput, ModelUsage, get_model  # noqa: E402
 
 from benchmarks.adapters.inspect_suites import suite_task  # noqa: E402

@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-trl = pytest.importorskip("trl", reason="these are TRL's trainers: pip install trl==1.16.*")
+from agents.base import SamplingParams, WeightedAgent
+from agents.models.transformers import load_causal_lm, load_tokenizer
+from agents.policy import load_policy
+from agents.rollout import CollectConfig, collect
+from agents.tiny import END
+from benchmarks import cli
+from mathenv.store import TrajectoryStore, read_trajectories
 
-from agents.base import SamplingParams, WeightedAgent  # noqa: E402
-from agents.models.transformers import load_causal_lm, load_tokenizer  # noqa: E402
-from agents.policy import load_policy  # noqa: E402
-from agents.rollout import CollectConfig, collect  # noqa: E402
-from agents.tiny import END  # noqa: E402
-from benchmarks import cli  # noqa: E402
-from mathenv.store import TrajectoryStore, read_trajectories  # noqa: E402
+trl = pytest.importorskip("trl", reason="these are TRL's trainers: pip install trl==1.16.*")
 
 
 @pytest.fixture(scope="module")
