@@ -250,12 +250,17 @@ def test_a_closed_chat_says_so():
 
 def test_a_server_is_sent_no_more_requests_at_once_than_it_has_slots(tiny, tmp_path):
     under_way, most = 0, 0
+    three = asyncio.Event()  # the first answers wait for three requests, however slow the machine
 
     class Watched(OpenAIModel):
         async def complete(self, request):
             nonlocal under_way, most
             under_way += 1
             most = max(most, under_way)
+            if most == 3:
+                three.set()
+            async with asyncio.timeout(60):
+                await three.wait()
             await asyncio.sleep(0.01)
             under_way -= 1
             return Completion((request.ids[-1],), (0.0,), FinishReason.LENGTH)

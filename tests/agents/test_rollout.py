@@ -514,7 +514,7 @@ def test_an_engine_says_how_many_requests_it_takes(tmp_path, taught, interpreter
     params = SamplingParams(max_turn_tokens=4)
     with load_policy(taught, name="taught") as policy:
         for given, config, most in ((3, {}, 3), (3, {"slots": 2}, 2), (50, {"concurrency": 4}, 4)):
-            engine = Watched(OneByOne(policy.model), slots=given)
+            engine = Watched(OneByOne(policy.model, together=most), slots=given)
             agent = LLMAgent(engine, policy.renderer, params)
             with TrajectoryStore(tmp_path / f"{given}{most}") as store:
                 settings = CollectConfig(horizon=1, **config)
@@ -523,16 +523,23 @@ def test_an_engine_says_how_many_requests_it_takes(tmp_path, taught, interpreter
 
 
 class OneByOne:
-    """Answers each request on its own, as engines with continuous batching do."""
+    """Answers each request on its own, as engines with continuous batching do, but the first
+    only when `together` requests wait for an answer: how fast episodes start does not matter."""
 
-    def __init__(self, model):
+    def __init__(self, model, together):
         self._model, self.name = model, model.name
+        self._missing, self._all_here = together, asyncio.Event()
 
     @asynccontextmanager
     async def session(self):
         yield self
 
     async def complete(self, request):
+        self._missing -= 1
+        if not self._missing:
+            self._all_here.set()
+        async with asyncio.timeout(60):
+            await self._all_here.wait()
         await asyncio.sleep(0.001)
         return self._model.generate([request])[0]
 
