@@ -6,10 +6,14 @@ Kinds that need torch are imported when they are chosen.
 from __future__ import annotations
 
 import hashlib
+import inspect
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +24,9 @@ from mathenv.store import read_trajectories
 from mathenv.types import Problem
 
 InterpreterName = Literal["local", "docker"]
-AgentKind = Literal["oracle", "transformers", "vllm", "openai", "replay"]
 MODEL_KINDS = ("transformers", "vllm", "openai")
+PROBLEM_KINDS = ("oracle", "replay")  # made of a suite's problems, or of what was played on them
+ENTRY_POINT_GROUP = "mathenv.agents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,8 @@ class AgentOptions:
     Args:
         agent: `oracle` plays reference solutions (a check of everything but the model),
             `transformers` and `vllm` sample from a model in this process, `openai` from one
-            behind a server, `replay` repeats stored trajectories.
+            behind a server, `replay` repeats stored trajectories. One of your own is
+            MODULE:CLASS, found in the current folder or installed (docs/how-to/own-agent.md).
         model: folder or Hugging Face id of the model. For agent `openai` it is where the
             tokenizer comes from, and not needed with `--api chat`.
         trajectories: .jsonl file or folder to repeat (agent `replay`).
@@ -56,7 +62,7 @@ class AgentOptions:
         name: what results call the agent. Left out: the last part of the model's path.
     """
 
-    agent: AgentKind = "oracle"
+    agent: str = "oracle"
     model: str | None = None
     trajectories: Path | None = None
     temperature: float | None = None
@@ -115,6 +121,10 @@ def read_mixture(file: Path, defaults: AgentOptions) -> list[tuple[AgentOptions,
         if "name" in tables[name] or member.samples < 1:
             raise ConfigError(f"{file}: [{name}] is the name, and `samples` at least 1")
         said = {key: getattr(member, key) for key in tables[name] if key != "samples"}
+        try:
+            _check_kind(member.agent)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: [{name}] {error}") from None
         same_kind = said.get("agent", defaults.agent) == defaults.agent
         base = defaults if same_kind else AgentOptions()
         mixture.append((replace(base, name=name, **said), member.samples))
@@ -131,6 +141,10 @@ def identify(options: AgentOptions, samples: int) -> dict[str, Any]:
         found |= {"sampling": asdict(_sampling(options, samples)), **_wording(options)}
     if options.agent in ("transformers", "vllm"):
         found |= _details(options)
+    if options.agent not in AGENTS:
+        given = asdict(options).items() - asdict(AgentOptions()).items()
+        found |= {key: str(value) for key, value in given if key not in ("agent", "name")}
+        found |= _source(_factory(options.agent))
     return found
 
 
@@ -148,7 +162,8 @@ def open_agent(
     Raises:
         ConfigError: a flag is missing or does not fit the kind of agent.
     """
-    with AGENTS[options.agent](options, problems, _sampling(options, samples)) as opened:
+    opener = AGENTS.get(options.agent, _own)
+    with opener(options, problems, _sampling(options, samples)) as opened:
         yield opened
 
 
@@ -227,6 +242,55 @@ def _openai(
         yield OpenAgent(agent, details)
 
 
+@contextmanager
+def _own(
+    options: AgentOptions, problems: Sequence[Problem], sampling: SamplingParams
+) -> Iterator[OpenAgent]:
+    """Open an agent of the user's: what MODULE:CLASS names is called with the options."""
+    factory = _factory(options.agent)
+    made = factory(replace(options, temperature=sampling.temperature))
+    with made if hasattr(made, "__exit__") else nullcontext(made) as agent:
+        if not (hasattr(agent, "episode") and isinstance(getattr(agent, "name", None), str)):
+            raise ConfigError(
+                f"--agent {options.agent} made {agent!r}, which is no agent: it needs a `name` "
+                "and an `episode` (agents/base.py)"
+            )
+        yield OpenAgent(agent, identify(options, 1))
+
+
+def _check_kind(name: str) -> None:
+    """Raise `ConfigError` unless --agent may be `name`: ours, installed, or MODULE:CLASS."""
+    installed = entry_points(group=ENTRY_POINT_GROUP).names
+    if name not in {*AGENTS, *installed} and not re.fullmatch(r"[\w.]+:[\w.]+", name):
+        raise ConfigError(
+            f"no agent is called {name!r}: use {', '.join([*AGENTS, *sorted(installed)])}, or "
+            "MODULE:CLASS for one of your own"
+        )
+
+
+def _factory(name: str) -> Callable[[AgentOptions], Any]:
+    _check_kind(name)
+    installed = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
+    if not installed and "" not in sys.path:
+        sys.path.append("")  # the current folder, which a console script does not look in
+    entry = installed[0] if installed else EntryPoint(name, name, ENTRY_POINT_GROUP)
+    try:
+        factory: Callable[[AgentOptions], Any] = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"--agent {name} cannot be loaded: {error}") from error
+    return factory
+
+
+def _source(factory: Callable[..., Any]) -> dict[str, str]:
+    """Return a hash of the file that an agent comes from: a run is not continued by another."""
+    try:
+        file = inspect.getsourcefile(factory)
+    except TypeError:  # a partial, or built in
+        file = None
+    code = Path(file).read_bytes() if file else b""
+    return {"code_sha256": hashlib.sha256(code).hexdigest()[:16]} if code else {}
+
+
 def _model(options: AgentOptions) -> str:
     if options.model is None:
         raise ConfigError(f"--agent {options.agent} needs --model, a folder or a Hugging Face id")
@@ -257,7 +321,7 @@ def _wording(options: AgentOptions) -> dict[str, Any]:
     return said | ({} if options.tool_role == "user" else {"tool_role": options.tool_role})
 
 
-AGENTS: dict[AgentKind, Opener] = {
+AGENTS: dict[str, Opener] = {
     "oracle": _oracle,
     "transformers": _here,
     "vllm": _here,

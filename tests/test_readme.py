@@ -175,6 +175,7 @@ def run_block(block: Block, namespace: dict[str, object]) -> str:
 
 
 if __name__ == "__main__":
+    sys.path.append("")  # files of the page can be imported, as in an interactive session
     run_page(Path(sys.argv[1]))
     raise SystemExit
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from benchmarks.agent_options import (
-    MODEL_KINDS,
+    PROBLEM_KINDS,
     AgentOptions,
     InterpreterName,
     OpenAgent,
@@ -105,7 +105,7 @@ class Bench:
         """Load every suite before the first is played, and a model once for all of them."""
         suites = find_suites(self.suites, self.split)
         problems = {suite: suite.load(data=self.data, limit=self.limit) for suite in suites}
-        if self.who.agent not in MODEL_KINDS:  # made of a suite's problems
+        if self.who.agent in PROBLEM_KINDS:
             return [
                 result
                 for suite in suites

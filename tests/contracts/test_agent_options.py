@@ -1,6 +1,7 @@
 """The flags that choose an agent: each kind opens, plays, and says what is missing."""
 
 import asyncio
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 from agents.base import Agent
 from agents.tiny import TinyConfig, make_tiny
 from benchmarks.agent_options import AgentOptions, open_agent, read_mixture
+from benchmarks.commands.bench import Bench
 from benchmarks.commands.collect import Collect
 from mathenv.errors import ConfigError
 from mathenv.problems import words
@@ -141,7 +143,7 @@ def test_a_mixture_is_a_table_per_agent_over_the_flags(mixture):
         ("", "holds no agent"),
         ("samples = 3", "expected Member"),
         ("[a]\nsample = 3", "sample"),
-        ('[a]\nagent = "sglang"', "'sglang' is none of 'oracle'"),
+        ('[a]\nagent = "sglang"', r"\[a\] no agent is called 'sglang': use oracle"),
         ('[a]\ntemperature = "hot"', "temperature"),
         ('[a]\nname = "b"', r"\[a\] is the name"),
         ("[a]\nsamples = 0", "at least 1"),
@@ -182,3 +184,97 @@ def test_a_mixture_is_collected_into_one_folder(tiny, mixture, tmp_path):
         Collect("words", mixture=file, who=replace(who, top_p=0.5), **sizes).run()
     with pytest.raises(ConfigError, match="leave out --n"):
         Collect("words", mixture=file, who=who, n=2, **sizes).run()
+
+
+# --- one's own
+
+OWN = """
+from contextlib import asynccontextmanager, contextmanager
+
+from agents.base import Action
+
+
+class Loud:
+    def __init__(self, options):
+        self.name, self.answer = options.name or "loud", options.temperature
+
+    @asynccontextmanager
+    async def episode(self, question, *, sample, seed):
+        yield self
+
+    async def act(self, observation):
+        return Action(rf"\\boxed{{{self.answer}}}")
+
+    def tokens(self):
+        return None
+
+
+@contextmanager
+def opened(options):
+    yield Loud(options)
+    print("closed")
+
+
+silent = str
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The current folder, with a module `own_agent` that leaves again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "own_agent.py").write_text(OWN)
+    yield tmp_path
+    sys.modules.pop("own_agent", None)
+
+
+def test_a_class_in_the_current_folder_is_called_with_the_flags(own):
+    flags = AgentOptions("own_agent:Loud", temperature=0.25, model="m")
+    opened, action, tokens = first_turn(flags)
+    assert (opened.agent.name, action.text, tokens) == ("loud", r"\boxed{0.25}", None)
+    assert opened.details["model"] == "m"
+    named, action, _ = first_turn(AgentOptions("own_agent:Loud", name="mine"))
+    assert (named.agent.name, action.text) == ("mine", r"\boxed{0.0}"), "one sample is greedy"
+
+
+def test_a_run_is_not_continued_by_other_code(own):
+    bench = Bench("words", limit=2, out=own / "runs", who=AgentOptions("own_agent:Loud"))
+    bench.run()
+    bench.run()
+    (own / "own_agent.py").write_text(OWN + "\n# changed\n")
+    with pytest.raises(ConfigError, match="code_sha256"):
+        bench.run()
+
+
+def test_what_is_made_may_be_a_context_manager(own, capsys):
+    opened, action, _ = first_turn(AgentOptions("own_agent:opened"))
+    assert (opened.agent.name, action.text) == ("loud", r"\boxed{0.0}")
+    assert capsys.readouterr().out == "closed\n"
+
+
+@pytest.mark.parametrize(
+    ("agent", "message"),
+    [
+        ("loud", "no agent is called 'loud': use oracle, .*, or MODULE:CLASS"),
+        ("own_agents:Loud", "cannot be loaded: No module named 'own_agents'"),
+        ("own_agent:Quiet", "own_agent:Quiet cannot be loaded: .*Quiet"),
+        ("own_agent:silent", "which is no agent"),
+        ("own_agent:", "no agent is called 'own_agent:'"),
+    ],
+)
+def test_what_is_no_agent_is_said(own, agent, message):
+    with pytest.raises(ConfigError, match=message), open_agent(AgentOptions(agent), PROBLEMS):
+        pass
+
+
+def test_an_installed_package_adds_an_agent(own, mixture):
+    info = own / "their_agents-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-agents\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[mathenv.agents]\nloud = own_agent:Loud\n")
+    sys.path.append(str(own))
+    opened, action, _ = first_turn(AgentOptions("loud"))
+    assert (opened.agent.name, action.text) == ("loud", r"\boxed{0.0}")
+    [(member, samples)] = read_mixture(mixture('[a]\nagent = "loud"\nsamples = 2'), AgentOptions())
+    assert (member.agent, samples) == ("loud", 2)
