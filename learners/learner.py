@@ -14,7 +14,8 @@ from typing import ClassVar, Protocol, TypeVar
 
 from torch import Tensor
 
-from learners.preferences import Example, PairRules, Selection
+from learners.logprobs import sums
+from learners.preferences import Example, PairRules, Sample, Selection
 from mathenv.errors import ConfigError
 from mathenv.types import Trajectory
 
@@ -49,8 +50,8 @@ class LogProbs:
         policy: of the model in training.
         reference: of the reference model, where the learner uses one.
         start: of the policy that began the stage (PPO's "old"), where the learner uses it.
-        baseline: mean log-ratio of policy to reference over this step's control samples,
-            a scalar, where the learner has any (z0 of M-KTO before it is clamped).
+        baseline: mean of the learner's `baseline` over this step's control samples, a scalar,
+            where the learner has any (z0 of M-KTO before it is clamped).
     """
 
     policy: Tensor
@@ -98,6 +99,12 @@ class Learner(Protocol):
         self, trajectories: Iterable[Trajectory], *, seed: int
     ) -> tuple[list[Example], Selection]: ...
 
+    def baseline(self, logps: LogProbs, controls: Sequence[Sample]) -> Tensor:
+        """Return one value per control sample, whose mean is the step's. Without `controls`:
+        never called.
+        """
+        ...
+
     def loss(self, logps: LogProbs, examples: Sequence[Example]) -> LossOutput:
         """Return the summed loss of a micro-batch."""
         ...
@@ -119,6 +126,12 @@ class BaseLearner:
 
     def __init__(self, config: LearnerConfig) -> None:
         self.config = config
+
+    def baseline(self, logps: LogProbs, controls: Sequence[Sample]) -> Tensor:
+        """Return the log-ratio of policy to reference."""
+        policy, reference = logps.policy, logps.reference
+        ratios = policy if reference is None else policy - reference
+        return sums(ratios, controls) if self.per_token else ratios
 
     def denominator(self, examples: Sequence[Example]) -> float:
         return float(len(examples))

@@ -58,11 +58,16 @@ def summed_logps(model: Any, samples: Sequence[Sample]) -> Tensor:
     logps = token_logps(model, samples)
     if any(s.weights for s in samples):
         logps = logps * logps.new_tensor([w for s in samples for w in s.weights or [1] * s.targets])
-    counts = torch.tensor([s.targets for s in samples], device=logps.device)
-    row = torch.arange(len(samples), device=logps.device).repeat_interleave(counts)
+    return sums(logps, samples)
+
+
+def sums(values: Tensor, samples: Sequence[Sample]) -> Tensor:
+    """Sum each sample's values, one per target. Shapes: (targets of all samples,) to (n,)."""
+    counts = torch.tensor([s.targets for s in samples], device=values.device)
+    row = torch.arange(len(samples), device=values.device).repeat_interleave(counts)
     # In float32 one rounding of a sum of -3000 is 2e-4; a running sum makes hundreds of them.
-    sums = logps.new_zeros(len(samples), dtype=torch.float64).index_add(0, row, logps.double())
-    return sums.to(logps.dtype)
+    total = values.new_zeros(len(samples), dtype=torch.float64).index_add(0, row, values.double())
+    return total.to(values.dtype)
 
 
 @torch.no_grad()

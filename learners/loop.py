@@ -151,7 +151,7 @@ class Loop:
 
     @torch.no_grad()
     def _baseline(self, number: int, frozen: Frozen) -> Tensor | None:
-        """Mean log-ratio over control samples drawn for this step, before it is taken.
+        """The learner's baseline over control samples drawn for this step, before it is taken.
 
         All processes draw the same ones; each evaluates its share.
         """
@@ -160,16 +160,17 @@ class Loop:
             return None
         drawn = random.Random(f"{self._seed}/{number}").sample(frozen.controls, count)
         examples = [Example((c,)) for c in drawn]
-        ratios = []
+        values = []
         for batch in self._passes(examples):
             if not batch:
                 self._filler(examples)
                 continue
             samples = [s for e in batch for s in e.samples]
-            logps = self._policy.logps(samples)
-            reference = _of(frozen.reference, samples, logps)
-            ratios.append((logps if reference is None else logps - reference).cpu())
-        everyone = [ratio for part in self._devices.gather(ratios) for ratio in part]
+            logps = self._policy.logps(samples, per_token=self._learner.per_token)
+            reference, start = (_of(x, samples, logps) for x in (frozen.reference, frozen.start))
+            given = LogProbs(logps, reference, start)
+            values.append(self._learner.baseline(given, samples).cpu())
+        everyone = [value for part in self._devices.gather(values) for value in part]
         return torch.cat(everyone).mean().to(self._devices.device)
 
     def _check(
