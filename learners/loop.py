@@ -199,7 +199,10 @@ def _means(parts: Sequence[Outcome]) -> Metrics:
     for part in parts:
         for key, values in part.metrics.items():
             gathered.setdefault(key, []).extend(values)
-    return {key: torch.cat(values).mean().item() for key, values in gathered.items()}
+    means = {key: torch.cat(values).mean().item() for key, values in gathered.items()}
+    if means.keys() >= {"rewards/chosen", "rewards/rejected"}:  # TRL's margin without pairs
+        means.setdefault("rewards/margins", means["rewards/chosen"] - means["rewards/rejected"])
+    return means
 
 
 def _of(

@@ -185,3 +185,20 @@ def test_it_learns_and_ends_the_same_when_interrupted(trajectories, policy, tmp_
     assert rows[0]["loss"] == pytest.approx(0.5, abs=1e-4)  # r = z0 = 0
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-4)
     assert rows[-1]["rewards/chosen"] > rows[-1]["rewards/rejected"]
+
+
+@pytest.mark.parametrize("name", ["kto", "mkto"])
+def test_the_margin_is_trls_the_difference_of_the_means_of_a_step(
+    trajectories, policy, reference, tmp_path, name
+):
+    """KTOTrainer logs it for steps with good and bad samples; examples have none of their own."""
+    learner, examples, _ = examples_of(trajectories, name, kl="none")
+    config = replace(TRAIN, batch_size=2, token_budget=1, epochs=2)  # a pass for each sample
+    rows = []
+    stage = Stage(policy, tmp_path / "train", reference)
+    train(learner, examples, config, stage, on_step=lambda *row: rows.append(row[2]))
+    sides = ("rewards/chosen", "rewards/rejected")
+    assert {len(row.keys() & set(sides)) for row in rows} == {1, 2}
+    for row in rows:
+        chosen, rejected = (row.get(side, math.nan) for side in sides)
+        assert row.get("rewards/margins", math.nan) == pytest.approx(chosen - rejected, nan_ok=True)
