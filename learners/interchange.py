@@ -12,6 +12,9 @@ A message of the interpreter is a user turn with an `output` block, as the paper
 row also holds, under `mathenv`, what the format has no place for; with it a row comes back as
 it was, without it a conversation is graded anew and needs an `answer`. The messages count: a
 row whose messages were edited no longer fits its tokens and is refused.
+
+What comes back are trajectories, not pairs: learners pair right with wrong ones of a problem
+themselves (`preferences`), as each has rules of its own.
 """
 
 from __future__ import annotations
@@ -107,14 +110,15 @@ def kto_row(trajectory: Trajectory) -> Row:
 def trajectories_from(rows: Iterable[Mapping[str, Any]]) -> Iterator[Trajectory]:
     """Return the trajectories of rows in any of the formats, the members of pairs once each.
 
-    Conversations of other origin need the reference answer in `answer` (and may have an `id`):
-    their last turn is graded, and an output that ends in an exception counts as an error.
+    Conversations of other origin need the reference answer in `answer` (and may have an `id`,
+    else the row's number is the problem's): their last turn is graded, and an output that ends
+    in an exception counts as an error.
 
     Raises:
         DataError: naming the row, where it is none of the formats, its messages were edited,
-            or it has neither `mathenv` nor `answer`.
+            it has neither `mathenv` nor `answer`, or its `id` was another conversation's.
     """
-    seen: set[str] = set()
+    seen: dict[str, Trajectory] = {}
     for number, row in enumerate(rows, start=1):
         try:
             found = _from_row(row, number)
@@ -122,26 +126,13 @@ def trajectories_from(rows: Iterable[Mapping[str, Any]]) -> Iterator[Trajectory]
             raise DataError(f"row {number}: {error}") from None
         for trajectory in found:
             if trajectory.key not in seen:
-                seen.add(trajectory.key)
+                seen[trajectory.key] = trajectory
                 yield trajectory
-
-
-def pairs_from(rows: Iterable[Mapping[str, Any]]) -> list[Pair]:
-    """Return the (winner, loser) pairs of rows in TRL's preference format.
-
-    Raises:
-        DataError: as in `trajectories_from`, or a row is no preference.
-    """
-    pairs: list[Pair] = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            if "chosen" not in row:
-                raise DataError(f"no 'chosen': it has {sorted(row)}")
-            winner, loser = _from_row(row, number)
-        except DataError as error:
-            raise DataError(f"row {number}: {error}") from None
-        pairs.append((winner, loser))
-    return pairs
+            elif seen[trajectory.key] != trajectory:
+                raise DataError(
+                    f"row {number}: an earlier row holds another conversation called "
+                    f"{trajectory.key}: give each row an `id` of its own, or none"
+                )
 
 
 def _from_row(row: Mapping[str, Any], number: int) -> Sequence[Trajectory]:

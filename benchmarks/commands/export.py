@@ -68,7 +68,12 @@ class Import:
 
     Takes what `mathenv export` writes, and files of others: OpenAI conversations (`messages`)
     and TRL's `prompt` with `chosen` and `rejected`, or with `completion`. These need the
-    reference answer in `answer` and are graded.
+    reference answer in `answer` and are graded; `mathenv convert --from trajectories` then
+    gives them tokens, which learners need.
+
+    Pairs are not kept: learners pair right with wrong trajectories of a problem themselves.
+    Rows without an `id` are a problem each, so of those every chosen one that is right stays
+    with its rejected one that is wrong.
 
     Args:
         file: .jsonl file.

@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 
 from agents.scripted import OracleAgent
+from agents.tiny import TinyConfig, make_tiny
 from benchmarks import cli
+from learners import make_learner
 from learners.interchange import (
     kto_row,
     openai_row,
-    pairs_from,
     to_messages,
     trajectories_from,
     trl_row,
 )
-from mathenv.errors import DataError
+from mathenv.errors import DataError, TrainingError
 from mathenv.protocol import output_block
 from mathenv.store import TrajectoryStore, from_json, read_trajectories
 from mathenv.types import (
@@ -110,10 +111,9 @@ def test_conversations_come_back_as_they_were(made: Trajectory) -> None:
     assert list(trajectories_from([through_json(kto_row(made))])) == [made]
 
 
-def test_pairs_come_back_as_they_were() -> None:
+def test_the_members_of_pairs_come_back_as_they_were() -> None:
     pair = (trajectory(), trajectory(right=False, sample=1))
     row = through_json(trl_row(pair))
-    assert pairs_from([row]) == [pair]
     assert list(trajectories_from([row, row])) == list(pair)  # each once
     assert [m["role"] for m in row["prompt"]] == ["user"]
     assert row["chosen"][-1]["content"] == r"It is \boxed{42}."
@@ -153,6 +153,8 @@ def test_conversations_of_others_are_graded() -> None:
             "rejected": [{"role": "assistant", "content": "No idea."}],
         },
     ]
+    with pytest.raises(DataError, match="row 2: an earlier row holds another conversation"):
+        list(trajectories_from([rows[0], {**rows[1], "id": "x"}]))
     first, chosen, rejected = trajectories_from(rows)
     assert (first.problem.id, first.problem.answer, first.grade.correct) == ("x", "42", True)
     assert first.turns[0].execution is not None
@@ -213,6 +215,34 @@ def test_the_commands_out_and_back(rollouts: Path, tmp_path: Path, form: str, ro
     back = list(read_trajectories(tmp_path / "back"))
     assert all(stored[t.key] == t for t in back)
     assert len(back) == (4 if form == "trl" else 5)
+
+
+def test_a_preference_file_of_others_becomes_pairs_to_train_on(tmp_path: Path) -> None:
+    """Imported, given tokens, paired: without ids, with the partner that the file gave."""
+    file, trajectories = tmp_path / "theirs.jsonl", tmp_path / "imported"
+    rows = [
+        {
+            "answer": "42",
+            "prompt": [{"role": "user", "content": "What is 6 * 7?"}],
+            "chosen": [{"role": "assistant", "content": rf"{words} \boxed{{42}}"}],
+            "rejected": [{"role": "assistant", "content": rf"{words} \boxed{{41}}"}],
+        }
+        for words in ("It is", "I say", "Surely")
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command("import", file, "--out", trajectories)
+    model = make_tiny(
+        tmp_path / "tiny", config=TinyConfig(hidden=32, layers=1, heads=1, intermediate=32)
+    )
+    words = ("--from", "trajectories", "--model", model, "--keep-wrong")
+    command("convert", trajectories / "trajectories.jsonl", *words, "--out", tmp_path / "ready")
+    learner = make_learner("mdpo")
+    with pytest.raises(TrainingError, match="convert --from trajectories"):
+        learner.examples(read_trajectories(trajectories), seed=0)
+    _, selection = learner.examples(read_trajectories(tmp_path / "ready"), seed=0)
+    assert selection.provenance == [
+        {"chosen": f"{row}#imported#0", "rejected": f"{row}#imported#1"} for row in (1, 2, 3)
+    ]
 
 
 def test_datasets_reads_stored_trajectories_and_exports(rollouts: Path, tmp_path: Path) -> None:
