@@ -46,13 +46,24 @@ class Comparison:
 
     @property
     def decided(self) -> bool:
-        """True where chance alone explains the difference badly (p below 0.05)."""
-        return self.p_value < SIGNIFICANCE
+        """True where chance alone explains the difference badly: test and interval say so.
+
+        A bootstrap's interval may exclude 0 where few problems differ: with four gained and none
+        lost it does, and yet a fair coin falls so one time in eight.
+        """
+        return self.p_value < SIGNIFICANCE and self._interval_excludes_0
+
+    @property
+    def _interval_excludes_0(self) -> bool:
+        return not self.difference.low <= 0 <= self.difference.high
 
     def sentence(self) -> str:
         """Say what the comparison shows, for people."""
         low, high = 100 * self.difference.low, 100 * self.difference.high
         numbers = f"95% interval {low:+.1f} to {high:+.1f}, {p_text(self.p_value)}"
+        if self.mcnemar is not None:  # another method than the interval's: name both
+            test = f"McNemar's exact test {p_text(self.mcnemar)}"
+            numbers = f"95% bootstrap interval {low:+.1f} to {high:+.1f}, {test}"
         same = f"On the same {self.difference.n:,} problems"
         if not self.gained and not self.lost:
             return f"{same} {self.second} and {self.first} scored the same on every one."
@@ -61,6 +72,9 @@ class Comparison:
         said = f"{same} {self.second} scores {how} {self.first} ({numbers}): "
         if self.decided:
             return said + "more than chance explains."
+        if self._interval_excludes_0 or self.p_value < SIGNIFICANCE:
+            differ = self.gained + self.lost
+            said += f"interval and test do not agree ({differ} problems differ), and "
         return said + "chance alone may explain it, so these runs do not show which is better."
 
 

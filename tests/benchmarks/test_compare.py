@@ -34,9 +34,9 @@ def test_the_numbers_are_those_of_the_tests(make_trajectory) -> None:
     assert result.p_value == result.mcnemar
     assert result.decided
     assert result.sentence() == (
-        "On the same 20 problems mdpo scores 45.0 points more than sft (95% interval "
+        "On the same 20 problems mdpo scores 45.0 points more than sft (95% bootstrap interval "
         f"{100 * result.difference.low:+.1f} to {100 * result.difference.high:+.1f}, "
-        "p = 0.012): more than chance explains."
+        "McNemar's exact test p = 0.012): more than chance explains."
     )
 
 
@@ -53,6 +53,35 @@ def test_a_small_difference_is_not_sold(make_trajectory) -> None:
     assert "scored the same on every one" in same.sentence()
 
 
+def test_an_interval_that_the_test_denies_is_said(make_trajectory) -> None:
+    """Four of 1,319 gained and none lost: the bootstrap excludes 0, McNemar's test does not."""
+    first = runs(make_trajectory, "0" * 1319, of=1319)
+    result = compare_runs(first, runs(make_trajectory, "1111" + "0" * 1315, of=1319))
+    assert result.difference.low > 0
+    assert result.mcnemar == 0.125
+    assert not result.decided
+    assert result.sentence() == (
+        "On the same 1,319 problems the second run scores 0.3 points more than the first run "
+        f"(95% bootstrap interval +0.1 to {100 * result.difference.high:+.1f}, McNemar's exact "
+        "test p = 0.125): interval and test do not agree (4 problems differ), and chance alone may "
+        "explain it, so these runs do not show which is better."
+    )
+
+
+@pytest.mark.parametrize("lost", range(4))
+@pytest.mark.parametrize("gained", range(13))
+def test_what_is_said_is_what_interval_and_test_both_say(make_trajectory, gained, lost) -> None:
+    first = runs(make_trajectory, "1" * lost + "0" * (40 - lost), of=40)
+    second = runs(make_trajectory, "0" * (40 - gained) + "1" * gained, of=40)
+    result = compare_runs(first, second)
+    excludes = not result.difference.low <= 0 <= result.difference.high
+    sentence = result.sentence()
+    assert result.decided == (excludes and result.mcnemar < 0.05)
+    if gained or lost:
+        assert ("more than chance explains" in sentence) == result.decided
+        assert ("do not agree" in sentence) == (excludes != (result.mcnemar < 0.05))
+
+
 def test_several_samples_leave_it_to_the_bootstrap(make_trajectory) -> None:
     first = [make_trajectory(str(i), s == 0, sample=s) for i in range(10) for s in range(2)]
     second = [make_trajectory(str(i), True, sample=s) for i in range(10) for s in range(2)]
@@ -60,6 +89,7 @@ def test_several_samples_leave_it_to_the_bootstrap(make_trajectory) -> None:
     assert result.mcnemar is None
     assert result.p_value == result.difference.p_value
     assert result.gained == 10
+    assert "McNemar" not in result.sentence()
 
 
 def test_problems_of_one_run_alone_are_left_out(make_trajectory) -> None:
