@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from learners.learner import BaseLearner, LearnerConfig, LogProbs, LossOutput, register_learner
-from learners.losses import implicit_reward, kto, nll
+from learners.logprobs import sums
+from learners.losses import implicit_reward, kto, nll, off_policy_k3
 from learners.preferences import (
     Example,
     Sample,
@@ -33,12 +35,12 @@ class KTOConfig(LearnerConfig):
     """Settings of M-KTO.
 
     Args:
-        kl: where z0 comes from. "mismatched" (TRL, the authors' code): prompts with the
-            completions of other problems. "on_policy" (equation 15): whole trajectories of
-            `agent`. "none": z0 is 0.
+        kl: where z0 comes from. "mismatched" (TRL, the authors' code): log-ratios of prompts
+            with the completions of other problems. "on_policy": equation 15's KL per token,
+            estimated along whole trajectories of `agent`. "none": z0 is 0.
         kl_sequences: sequences behind each step's z0, over all devices and micro-batches
             (32 is the paper's batch; all there are, where they are fewer).
-        agent: whose samples are on-policy.
+        agent: whose samples are on-policy: that of the policy which begins the stage.
         desirable_weight: lambda_+ (paper: 1).
         undesirable_weight: lambda_- (paper: 1).
     """
@@ -60,8 +62,8 @@ class KTOConfig(LearnerConfig):
 class MultiTurnKTO(BaseLearner):
     """M-KTO (arXiv 2409.02392, equation 15): KTO on the model's own tokens, all turns.
 
-    The samples are those of the pairs that M-DPO would have, as in the paper. z0 is the mean
-    log-ratio over the control samples, detached and at least 0.
+    The samples are those of the pairs that M-DPO would have, as in the paper. z0 is a mean
+    over the control samples, detached and at least 0.
     """
 
     name = "mkto"
@@ -72,6 +74,7 @@ class MultiTurnKTO(BaseLearner):
     def __init__(self, config: KTOConfig) -> None:
         super().__init__(config)
         self.controls = 0 if config.kl == "none" else config.kl_sequences
+        self.per_token = self.uses_start = config.kl == "on_policy"  # see `baseline`
 
     def sample(self, trajectory: Trajectory) -> Sample:
         """Say which tokens are targets."""
@@ -102,10 +105,10 @@ class MultiTurnKTO(BaseLearner):
         groups = by_problem(stored, self.config.pairs, Selection())
         own = on_policy(groups, self.config.agent, Selection())
         every = [t for group in own.values() for t in group]
-        return [
-            self.sample(random.Random(f"{seed}/{t.key}").choice(own[t.problem.id] or every))
-            for t in used
-        ]
+        drawn = (random.Random(f"{seed}/{t.key}").choice(own[t.problem.id] or every) for t in used)
+        # Not `self.sample`: observations were not drawn from a policy, and their log-probs
+        # say nothing about a KL.
+        return [action_sample(t) for t in drawn]
 
     def _mismatched(self, used: Sequence[Trajectory], index: int) -> Sample:
         """The prompt of one trajectory with the completion of the next of another problem.
@@ -125,9 +128,24 @@ class MultiTurnKTO(BaseLearner):
         mask = (*(False for _ in begin), *sample.mask[cut:])
         return Sample(f"{mine.problem.id}|{other.key}", ids, mask, fingerprint=sample.fingerprint)
 
+    def baseline(self, logps: LogProbs, controls: Sequence[Sample]) -> Tensor:
+        """Return what z0 is the mean of: docs/theory.md, M-KTO.
+
+        The policy that began the stage sampled the on-policy controls. Unweighted, their
+        log-ratio is 0 or less in the mean where that policy is the reference.
+        """
+        if self.config.kl != "on_policy":
+            return super().baseline(logps, controls)
+        assert logps.reference is not None
+        assert logps.start is not None
+        return sums(off_policy_k3(logps.policy, logps.reference, logps.start), controls)
+
     def loss(self, logps: LogProbs, examples: Sequence[Example]) -> LossOutput:
         policy, reference = logps.policy, logps.reference
         assert reference is not None
+        if self.per_token:
+            samples = [s for e in examples for s in e.samples]
+            policy, reference = sums(policy, samples), sums(reference, samples)
         zero = torch.zeros((), dtype=policy.dtype, device=policy.device)
         z0 = zero if logps.baseline is None else logps.baseline.detach().clamp(min=0)
         good = torch.tensor([e.score > 0 for e in examples], device=policy.device)

@@ -95,6 +95,17 @@ def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
     return difference.exp() - difference - 1
 
 
+def off_policy_k3(logps: Tensor, ref_logps: Tensor, start_logps: Tensor) -> Tensor:
+    """Estimate KL(pi, pi_ref) per token from tokens that another policy sampled.
+
+    `rho * k3 = rho * log(pi / pi_ref) - rho + pi_ref / pi_start` with `rho = pi / pi_start`:
+    unbiased over tokens of `pi_start`, and never negative.
+    """
+    rho = (logps - start_logps).exp()
+    # Not as that product: where pi is nearly 0, k3 overflows while rho is 0.
+    return rho * (logps - ref_logps - 1) + (ref_logps - start_logps).exp()
+
+
 def implicit_reward(logps: Tensor, ref_logps: Tensor, *, eta: float) -> Tensor:
     """Return `eta * log(pi / pi_ref)`: term (A) of equation 13."""
     return eta * (logps - ref_logps)

@@ -30,6 +30,15 @@ def gpt2(seed):
         return GPT2LMHeadModel(config).double().eval()
 
 
+def near(model, seed):
+    """A policy of which the model may be a later one."""
+    other = gpt2(seed)
+    with torch.no_grad():
+        for mine, its in zip(other.parameters(), model.parameters(), strict=True):
+            mine.lerp_(its, 0.9)
+    return other
+
+
 @pytest.fixture(scope="module")
 def model():
     return gpt2(0)
@@ -78,31 +87,46 @@ def log_pi(model, ids, t):
     return logits.log_softmax(-1)[ids[t]]
 
 
+def actions(trajectory):
+    """The positions of a trajectory's own tokens, turn by turn."""
+    spans = [s for s in trajectory.tokens.spans if s.kind is SpanKind.SAMPLED]
+    return [t for span in spans for t in range(span.start, span.end)]
+
+
 def log_ratio(model, frozen, trajectory):
     """sum_h log pi(a_h | s_h) / pi_ref(a_h | s_h), turn by turn, token by token."""
     ids, total = trajectory.tokens.ids, torch.zeros((), dtype=torch.float64)
-    for span in trajectory.tokens.spans:
-        if span.kind is SpanKind.SAMPLED:
-            for t in range(span.start, span.end):
-                with torch.no_grad():
-                    reference = log_pi(frozen, ids, t)
-                total = total + log_pi(model, ids, t) - reference
+    for t in actions(trajectory):
+        with torch.no_grad():
+            reference = log_pi(frozen, ids, t)
+        total = total + log_pi(model, ids, t) - reference
     return total
 
 
-def fast(learner, model, frozen, examples):
+@torch.no_grad()
+def weighted_kl(model, frozen, start, trajectory):
+    """The KL's estimate from tokens that `start` sampled (docs/theory.md), token by token."""
+    total = torch.zeros((), dtype=torch.float64)
+    for t in actions(trajectory):
+        pi, ref, old = (log_pi(x, trajectory.tokens.ids, t).exp() for x in (model, frozen, start))
+        total += pi / old * torch.log(pi / ref) - pi / old + ref / old
+    return total
+
+
+def fast(learner, model, frozen, examples, start=None):
     """The loss as the trainer computes it, in one forward pass."""
-    samples = [s for e in examples for s in e.samples]
-    reference = reference_logps(frozen, examples, budget=10**6)
+    evaluate = token_logps if learner.per_token else summed_logps
+
+    def given(samples):
+        with torch.no_grad():
+            rest = [evaluate(x, samples) if x else None for x in (frozen, start)]
+        return LogProbs(evaluate(model, samples), *rest)
+
+    logps = given([s for e in examples for s in e.samples])
     controls = [e.control for e in examples if e.control]
-    baseline = None
     if learner.controls:
         with torch.no_grad():
-            logps = summed_logps(model, controls)
-        baseline = (logps - torch.cat([reference[c] for c in controls])).mean()
-    logps = LogProbs(
-        summed_logps(model, samples), torch.cat([reference[s] for s in samples]), None, baseline
-    )
+            logps = replace(logps, baseline=learner.baseline(given(controls), controls).mean())
     return learner.loss(logps, examples).loss / learner.denominator(examples)
 
 
@@ -142,6 +166,9 @@ def test_mkto_is_equation_15_with_one_eta(model, frozen, trajectories, kl):
     examples, _ = learner.examples(trajectories, seed=0)
     by_key = {t.key: t for t in trajectories}
     assert len(examples) == 6
+    start = None
+    if kl == "on_policy":  # policies of one run: ratios of strangers would fill z0
+        start, frozen = near(model, 2), near(model, 1)
 
     def z0():
         if kl == "none":
@@ -150,8 +177,10 @@ def test_mkto_is_equation_15_with_one_eta(model, frozen, trajectories, kl):
         for example in examples:
             mine, control = by_key[example.samples[0].key], example.control
             other = by_key[control.key.split("|")[-1]]
-            whole = mine if kl == "mismatched" else other
-            ids = (*prompt(whole), *other.tokens.ids[len(prompt(other)) :])
+            if kl == "on_policy":
+                ratios.append(weighted_kl(model, frozen, start, other))
+                continue
+            ids = (*prompt(mine), *other.tokens.ids[len(prompt(other)) :])
             shift = len(ids) - len(other.tokens.ids)
             spans = [
                 Span(s.kind, s.turn, s.start + shift, s.end + shift) for s in other.tokens.spans
@@ -171,7 +200,7 @@ def test_mkto_is_equation_15_with_one_eta(model, frozen, trajectories, kl):
                 losses.append(1 - torch.sigmoid(ETA * (baseline - r)))
         return sum(losses) / len(losses)
 
-    assert_same(model, equation_15, lambda: fast(learner, model, frozen, examples))
+    assert_same(model, equation_15, lambda: fast(learner, model, frozen, examples, start))
 
 
 # --- what a target that is masked out cannot do

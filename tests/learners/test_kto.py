@@ -2,16 +2,19 @@
 
 import json
 import math
+import random
 from dataclasses import replace
 
 import pytest
 import torch
 
 import learners.parallel
+import learners.reference
 from agents.models.transformers import load_causal_lm
 from learners import KTOConfig, LearnerConfig, LogProbs, make_learner
-from learners.logprobs import reference_logps, summed_logps
-from learners.preferences import PairRules, action_sample, completion_sample, prompt
+from learners.logprobs import reference_logps, summed_logps, token_logps
+from learners.losses import off_policy_k3
+from learners.preferences import PairRules, Sample, action_sample, completion_sample, prompt
 from learners.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError, TrainingError
 
@@ -58,13 +61,14 @@ def test_a_mismatched_control_is_a_prompt_with_the_completion_of_another_problem
         assert not any(example.control.mask[: len(begin)])
 
 
-def test_an_on_policy_control_is_a_whole_sample_of_the_current_agent(trajectories):
+@pytest.mark.parametrize("name", ["mkto", "kto"])
+def test_an_on_policy_control_is_a_whole_sample_of_the_current_agent(trajectories, name):
     by_key = {t.key: t for t in trajectories}
-    _, examples, _ = examples_of(trajectories, kl="on_policy")
+    _, examples, _ = examples_of(trajectories, name, kl="on_policy")
     found = {}
     for example in examples:
         control = by_key[example.control.key]
-        assert example.control == action_sample(control)
+        assert example.control == action_sample(control)  # an observation was not sampled
         assert control.agent == "current"
         found.setdefault(by_key[example.samples[0].key].problem.id, set()).add(control.problem.id)
     # Where the current agent has samples of the problem they are taken; d has none.
@@ -123,20 +127,106 @@ def test_z0_is_detached_and_at_least_zero(trajectories):
         assert output.loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+# --- the on-policy estimate of z0, against all sequences of a small world
+
+ACTIONS, END, SEEN = (1, 2, 3), 3, {1: 4, 2: 5}  # what an action is answered with
+
+
+def every_sequence():
+    """A question, up to three actions and the observations between them, which no policy gives."""
+    found, begun = [], [((0,), (False,))]
+    while begun:
+        ids, mask = begun.pop()
+        for action in ACTIONS:
+            longer, on = (*ids, action), (*mask, True)
+            if action == END or sum(on) == 3:
+                found.append(Sample(str(longer), longer, on))
+            else:
+                begun.append(((*longer, SEEN[action]), (*on, False)))
+    return found
+
+
+def row_of(seeds, history):
+    """Log-probs of the actions after a history. A policy is seeds, and what each weighs."""
+    logits = torch.zeros(len(ACTIONS), dtype=torch.float64)
+    for seed, weight in seeds.items():
+        rng = random.Random(f"{seed}/{history}")
+        logits += weight * torch.tensor([rng.gauss(0, 1) for _ in ACTIONS], dtype=torch.float64)
+    return logits.log_softmax(-1)
+
+
+def histories(sample):
+    return [(sample.ids[:t], sample.ids[t]) for t, on in enumerate(sample.mask) if on]
+
+
+def tokens_of(policy, samples):
+    """As `token_logps`."""
+    return torch.stack([row_of(policy, s)[a - 1] for x in samples for s, a in histories(x)])
+
+
+def chances(policy, samples):
+    return torch.stack([tokens_of(policy, [sample]).sum().exp() for sample in samples])
+
+
+def exact_kl(policy, reference, visitor, samples):
+    """KL(policy, reference) at each state, summed along the sequences that `visitor` samples."""
+
+    def at(state):
+        p, q = row_of(policy, state), row_of(reference, state)
+        return (p.exp() * (p - q)).sum()
+
+    sums = torch.stack([sum(at(state) for state, _ in histories(s)) for s in samples])
+    return (chances(visitor, samples) * sums).sum().item()
+
+
+START, MOVED, OLDER = {"start": 1}, {"start": 1, "step": 0.7}, {"start": 1, "before": -0.9}
+
+
+@pytest.mark.parametrize(
+    ("policy", "reference"),
+    [(MOVED, START), (START, OLDER), (MOVED, OLDER)],
+    ids=["reference = start", "first step", "another reference"],
+)
+def test_the_on_policy_estimate_is_the_kl_at_the_states_of_the_start_in_expectation(
+    policy, reference
+):
+    samples = every_sequence()
+    chance = chances(START, samples)
+    assert chance.sum().item() == pytest.approx(1)
+    learner = make_learner("mkto", KTOConfig(kl="on_policy"))
+    logps = LogProbs(*(tokens_of(x, samples) for x in (policy, reference, START)))
+    values = learner.baseline(logps, samples)
+    assert (values >= 0).all()
+    expected = exact_kl(policy, reference, START, samples)
+    assert (chance * values).sum().item() == pytest.approx(expected, rel=1e-12)
+    assert expected > 0.1
+    if policy is MOVED:
+        # Not of equation 15 to the letter: the policy itself comes to other states.
+        assert exact_kl(policy, reference, policy, samples) != pytest.approx(expected, rel=1e-2)
+    if reference is START:  # the mean of the log-ratios alone would be clamped to no z0 at all
+        ratios = chances(policy, samples).log() - chances(START, samples).log()
+        assert (chance * ratios).sum() < 0
+
+
+def test_a_token_that_the_policy_has_all_but_ruled_out_does_not_break_the_estimate():
+    logps, ref = torch.tensor([-300.0, -1.0]), torch.tensor([-1.0, -1.0])
+    found = off_policy_k3(logps, ref, torch.tensor([-2.0, -1.0]))
+    assert found.tolist() == pytest.approx([math.e, 0])
+
+
 def first_row(trajectories, stage, train_config, **settings):
     learner, examples, _ = examples_of(trajectories, **settings)
     train(learner, examples, train_config, stage)
     return json.loads((stage.out / "metrics.jsonl").read_text().splitlines()[0])
 
 
-@pytest.mark.parametrize("kl", ["mismatched", "on_policy"])
 def test_the_kl_of_a_step_is_the_mean_over_its_sequences_however_it_is_cut(
-    trajectories, policy, reference, tmp_path, kl
+    trajectories, policy, reference, tmp_path
 ):
-    _, examples, _ = examples_of(trajectories, kl=kl)
+    _, examples, _ = examples_of(trajectories)
     controls = [e.control for e in examples]
     with torch.no_grad():
-        # The policies this way round have a positive KL, which the clamp leaves.
+        # The policies this way round have a positive mean, which the clamp leaves.
         ref = reference_logps(load_causal_lm(policy), examples, budget=10**6)
         logps = summed_logps(load_causal_lm(reference), controls)
     expected = max((logps - torch.cat([ref[c] for c in controls])).mean().item(), 0)
@@ -144,9 +234,56 @@ def test_the_kl_of_a_step_is_the_mean_over_its_sequences_however_it_is_cut(
     for batch_size, budget in ((99, 10**6), (7, 1)):
         stage = Stage(reference, tmp_path / f"{batch_size}-{budget}", policy)
         config = replace(TRAIN, batch_size=batch_size, token_budget=budget)
-        found.append(first_row(trajectories, stage, config, kl=kl, kl_sequences=99)["kl"])
+        found.append(first_row(trajectories, stage, config, kl_sequences=99)["kl"])
     assert expected > 1e-3
     assert found == pytest.approx([expected] * 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["reference = start", "another reference"])
+def test_the_on_policy_kl_of_a_step_weighs_the_tokens_of_the_start(
+    trajectories, policy, reference, tmp_path, fixed
+):
+    """As the second step finds it: start and reference at rest, the policy moved by the first."""
+    learner, examples, _ = examples_of(trajectories, kl="on_policy", kl_sequences=99)
+    controls = [e.control for e in examples]
+    found = []
+    for budget in (10**6, 1):
+        stage = Stage(policy, tmp_path / str(budget), reference if fixed else policy)
+        config = replace(TRAIN, lr=3e-2, batch_size=7, token_budget=budget, checkpoints=2)
+        moved, _ = train(learner, examples, config, stage)
+        rows = (stage.out / "metrics.jsonl").read_text().splitlines()
+        found.append([json.loads(row)["kl"] for row in rows])
+    ids = (moved, stage.reference, policy)
+    with torch.no_grad():
+        now, ref, start = (token_logps(load_causal_lm(path), controls).double() for path in ids)
+    rho = (now - start).exp()
+    terms = rho * (now - ref) - rho + (ref - start).exp()
+    assert terms.min() > -1e-6
+    expected = terms.sum().item() / len(controls)
+    assert expected > 1e-2
+    assert [row[1] for row in found] == pytest.approx([expected] * 2, rel=1e-3)
+    if not fixed:  # the policy has not moved yet
+        assert [row[0] for row in found] == pytest.approx([0, 0], abs=1e-4)
+
+
+def test_where_the_start_is_the_reference_it_is_evaluated_once(
+    trajectories, policy, reference, tmp_path, monkeypatch
+):
+    asked = []
+
+    def count(model, samples):
+        asked.append(len(samples))
+        return token_logps(model, samples)
+
+    monkeypatch.setattr(learners.reference, "token_logps", count)
+    sizes = []
+    for path in (policy, reference):
+        first_row(
+            trajectories, Stage(policy, tmp_path / path.parent.name, path), TRAIN, kl="on_policy"
+        )
+        sizes.append(sum(asked))
+        asked.clear()
+    assert sizes[1] == 2 * sizes[0] > 0
 
 
 def test_a_step_of_one_example_still_has_many_sequences_behind_its_kl(
