@@ -17,9 +17,9 @@ from pathlib import Path
 
 from benchmarks.curve import learning_curve
 from benchmarks.metrics import (
-    Difference,
     Estimate,
     Outcomes,
+    by_problem,
     outcomes,
     paired_bootstrap,
     pass_at_1,
@@ -54,10 +54,9 @@ class LearnerRun:
     seed: int
     stages: Stages
 
-    def pooled(self, stage: int) -> Outcomes:
-        """Outcomes of one stage under keys that differ between seeds."""
-        found = outcomes(self.stages[stage][1])
-        return {f"{self.seed}/{problem}": values for problem, values in found.items()}
+    def outcomes(self, stage: int) -> Outcomes:
+        """Outcomes of one stage by problem."""
+        return outcomes(self.stages[stage][1])
 
 
 def run_experiment(
@@ -115,7 +114,7 @@ def write_reports(run: Path, runs: Sequence[LearnerRun], recipe: Recipe) -> None
         ],
     }
     write_atomic(run / "results.json", json.dumps(data, indent=1) + "\n")
-    lines = {name: _pooled_curve(group) for name, group in _by_learner(runs).items()}
+    lines = {name: pooled_curve(group) for name, group in _by_learner(runs).items()}
     stages = ["SFT", *(f"iteration {i}" for i in range(1, max(map(len, lines.values()))))]
     learning_curve(run / "curve.png", lines, stages, title=recipe.problems.source)
     pairs = improved(runs[0].stages[0][1], runs[0].stages[-1][1])
@@ -130,39 +129,47 @@ def _made_with(recipe: Recipe, runs: Sequence[LearnerRun]) -> str:
         f"Problems: {recipe.problems.source}, {recipe.problems.test} test problems, greedy. "
         f"Seeds: {', '.join(map(str, seeds))}. Machine: {machine['platform']}, "
         f"{machine['cpus']} CPUs, torch {machine['packages'].get('torch', '?')}. Intervals: 95%; "
-        "gains by paired bootstrap over problems."
+        "gains by paired bootstrap over problems; where no problem changed, Wilson's bound on what "
+        "so many problems could have missed."
+    )
+
+
+def _about_seeds(seeds: int) -> str:
+    return (
+        "The seeds share the test problems: a problem is resampled with its outcomes in all seeds. "
+        f"{seeds} seeds are few, so what another seed would give is known less well than these "
+        "intervals say."
     )
 
 
 def _summary(runs: Sequence[LearnerRun]) -> str:
     groups = _by_learner(runs)
     first = next(iter(groups))
-    rows = []
-    start = _pool(groups[first], 0)
-    rows.append(
-        ["SFT", percent(pass_at_1(start).value), interval(pass_at_1(start)), "", "", "", ""]
-    )
-    best = _pool(groups[first], -1)
+    best = [run.outcomes(-1) for run in groups[first]]
+    rows = [["SFT", *_score([run.outcomes(0) for run in groups[first]]), *[""] * 6]]
     for name, group in groups.items():
-        final = _pool(group, -1)
-        score = pass_at_1(final)
-        gain = paired_bootstrap(start, final)
-        against = _difference(paired_bootstrap(final, best)) if name != first else ("", "")
-        rows.append([name, percent(score.value), interval(score), *_difference(gain), *against])
-    columns = (
-        "policy",
-        "pass@1",
-        "interval",
-        "gain over SFT",
-        "interval",
-        f"{first} minus this",
-        "interval",
-    )
-    return f"## Last iteration, all seeds together\n\n{markdown_table(columns, rows)}"
+        start, final = ([run.outcomes(stage) for run in group] for stage in (0, -1))
+        against = _change(final, best) if name != first else [""] * 3
+        rows.append([name, *_score(final), *_change(start, final), *against])
+    measured = ("pass@1", "gain over SFT", f"{first} minus this")
+    columns = ["policy", *(c for name in measured for c in (name, "interval", "by seed"))]
+    parts = ["## Last iteration, all seeds together"]
+    seeds = len(groups[first])
+    parts += [_about_seeds(seeds)] if seeds > 1 else []
+    return "\n\n".join([*parts, markdown_table(columns, rows)])
 
 
-def _difference(difference: Difference) -> tuple[str, str]:
-    return points(difference.value), f"{points(difference.low)} to {points(difference.high)}"
+def _score(seeds: Sequence[Outcomes]) -> list[str]:
+    score = pass_at_1(by_problem(seeds))
+    each = ", ".join(f"{100 * pass_at_1(seed).value:.1f}" for seed in seeds)
+    return [percent(score.value), interval(score), each]
+
+
+def _change(before: Sequence[Outcomes], after: Sequence[Outcomes]) -> list[str]:
+    change = paired_bootstrap(by_problem(before), by_problem(after))
+    pairs = zip(before, after, strict=True)
+    each = ", ".join(points(paired_bootstrap(old, new).value) for old, new in pairs)
+    return [points(change.value), f"{points(change.low)} to {points(change.high)}", each]
 
 
 def _data(row: StageRow) -> dict[str, object]:
@@ -177,10 +184,7 @@ def _by_learner(runs: Sequence[LearnerRun]) -> Mapping[str, list[LearnerRun]]:
     return groups
 
 
-def _pool(runs: Sequence[LearnerRun], stage: int) -> Outcomes:
-    return {key: values for run in runs for key, values in run.pooled(stage).items()}
-
-
-def _pooled_curve(runs: Sequence[LearnerRun]) -> list[Estimate]:
+def pooled_curve(runs: Sequence[LearnerRun]) -> list[Estimate]:
+    """Score the stages that all seeds of a learner have, the seeds together."""
     stages = min(len(run.stages) for run in runs)
-    return [pass_at_1(_pool(runs, stage)) for stage in range(stages)]
+    return [pass_at_1(by_problem([r.outcomes(stage) for r in runs])) for stage in range(stages)]

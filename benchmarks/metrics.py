@@ -112,6 +112,20 @@ def outcomes(trajectories: Iterable[Trajectory]) -> dict[str, tuple[float, ...]]
     return {problem: tuple(rewards) for problem, rewards in grouped.items()}
 
 
+def by_problem(runs: Sequence[Outcomes]) -> dict[str, tuple[float, ...]]:
+    """Pool runs over the same problems, e.g. the seeds of a recipe, for what follows here.
+
+    Every problem that all runs scored has its outcomes in all of them. The problem is what is
+    resampled then: three seeds over 500 problems are 500 clusters, not 1,500 independent trials.
+    """
+    first, *others = runs or [{}]
+    return {
+        problem: tuple(value for run in runs for value in run[problem])
+        for problem in first
+        if all(problem in other for other in others)
+    }
+
+
 def pass_at_1(results: Outcomes, *, level: float = LEVEL, seed: int = 0) -> Estimate:
     """Return mean accuracy with its interval.
 
@@ -209,6 +223,10 @@ def paired_bootstrap(
     difference seen, with one added to both counts so that it is never zero (Efron and
     Tibshirani, 1993, section 16.4).
 
+    Where all problems have the same difference, mostly none, a bootstrap would claim certainty:
+    what `n` problems have not shown may still occur as often as Wilson's bound says, and the
+    interval is that wide.
+
     Raises:
         ConfigError: no problem was scored in both.
     """
@@ -216,6 +234,10 @@ def paired_bootstrap(
     observed = float(differences.mean())
     draws = _bootstrap_means(differences, resamples, seed)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    if np.ptp(differences) == 0:
+        unseen = wilson(0, len(differences), level=level).high
+        most = max(1.0, abs(observed))  # shares differ by 1 at most
+        low, high = max(-most, observed - unseen), min(most, observed + unseen)
     # A resampled mean of centred values is the resampled mean minus the mean. The tolerance
     # keeps draws that equal the observed difference up to rounding on the right side.
     extreme = np.count_nonzero(np.abs(draws - observed) >= abs(observed) - 1e-12)

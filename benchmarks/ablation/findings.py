@@ -7,14 +7,14 @@ and nothing else.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean
 
 from benchmarks.ablation.claims import CLAIMS, Claim
-from benchmarks.ablation.results import Results, by_problem, is_share
+from benchmarks.ablation.results import Results, is_share, pooled
 from benchmarks.comparison import SIGNIFICANCE
-from benchmarks.metrics import Difference, Outcomes, mcnemar, paired_bootstrap, wilson
+from benchmarks.metrics import Difference, Outcomes, mcnemar, paired_bootstrap
 
 FLOOR = 0.05  # where both policies are below it, nothing can be compared
 
@@ -58,8 +58,8 @@ def judge(claim: Claim, results: Results) -> Finding:
     seeds = sorted(set(better) & set(worse))
     if not seeds:
         return Finding(claim, Verdict.MISSING, _why_missing(claim, results))
-    high, low = by_problem(better, seeds), by_problem(worse, seeds)
-    difference = _widened(paired_bootstrap(low, high))
+    high, low = pooled(better, seeds), pooled(worse, seeds)
+    difference = paired_bootstrap(low, high)
     sign_p = _sign_test(low, high)
     steps = [paired_bootstrap(_one(low, i), _one(high, i)).value for i in range(len(seeds))]
     means = _mean(high), _mean(low)
@@ -96,17 +96,6 @@ def _verdict(
     if any(sign * step < 0 for step in steps):
         return Verdict.OPEN, "the interval excludes 0, but the seeds point in different directions"
     return (Verdict.HOLDS, "") if sign > 0 else (Verdict.FAILS, "it is the other way round")
-
-
-def _widened(difference: Difference) -> Difference:
-    """Where no problem differs from another a bootstrap would claim certainty: widen it.
-
-    What `n` problems have not shown may still occur as often as Wilson's bound says.
-    """
-    if difference.low < difference.high:
-        return difference
-    most = wilson(0, difference.n).high
-    return replace(difference, low=difference.low - most, high=difference.high + most)
 
 
 def _sign_test(first: Outcomes, second: Outcomes) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.ablation.run import FAILED, MEASURED, START, read_config
 from benchmarks.ablation.sft import TAKEN
-from benchmarks.metrics import Estimate, Outcomes, cluster_bootstrap, mean_estimate
+from benchmarks.metrics import Estimate, Outcomes, by_problem, cluster_bootstrap, mean_estimate
 from benchmarks.voting import Ballot, pass_at_k
 from mathenv.errors import DataError
 
@@ -65,8 +65,8 @@ class Results:
         scores = self.scores(policy, measure)
         if not scores:
             return None
-        pooled = by_problem(scores, sorted(scores))
-        return (cluster_bootstrap if is_share(measure) else mean_estimate)(pooled)
+        together = pooled(scores, sorted(scores))
+        return (cluster_bootstrap if is_share(measure) else mean_estimate)(together)
 
 
 def load_results(out: Path) -> Results:
@@ -93,13 +93,9 @@ def load_results(out: Path) -> Results:
     return Results(config, measured, failed, taken)
 
 
-def by_problem(scores: Scores, seeds: Sequence[int]) -> Outcomes:
-    """Pool seeds: one score per seed for every problem that all of them have.
-
-    The seeds share the test problems, so a problem with its seeds is what is resampled.
-    """
-    problems = [p for p in scores[seeds[0]] if all(p in scores[seed] for seed in seeds)]
-    return {problem: [scores[seed][problem] for seed in seeds] for problem in problems}
+def pooled(scores: Scores, seeds: Sequence[int]) -> Outcomes:
+    """Pool seeds: one score per seed for every problem that all of them have."""
+    return by_problem([{p: (value,) for p, value in scores[seed].items()} for seed in seeds])
 
 
 def is_share(measure: str) -> bool:

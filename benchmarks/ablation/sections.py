@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.ablation import plots
 from benchmarks.ablation.document import Block, Heading, Paragraph, Picture, Table
 from benchmarks.ablation.measure import FEW
-from benchmarks.ablation.results import SFT, Policy, Results, by_problem, is_share
+from benchmarks.ablation.results import SFT, Policy, Results, is_share, pooled
 from benchmarks.ablation.variants import BASE, VARIANTS, Variant
 from benchmarks.metrics import Difference, Estimate, mean_estimate, paired_bootstrap
 from benchmarks.report import interval, percent, points
@@ -93,7 +93,7 @@ def _difference(results: Results, first: Policy, second: Policy, measure: str) -
     seeds = sorted(set(before) & set(after))
     if not seeds:
         return None
-    return paired_bootstrap(by_problem(before, seeds), by_problem(after, seeds))
+    return paired_bootstrap(pooled(before, seeds), pooled(after, seeds))
 
 
 def _bounds(change: Difference) -> str:
@@ -297,7 +297,7 @@ def _programs(results: Results, variant: str) -> list[tuple[float, Estimate]]:
     trained = {s: results.measured[variant, s]["iterations"] for s in seeds}
     for i in range(min((len(rounds) for rounds in trained.values()), default=0)):
         rollouts = {s: rounds[i]["rollouts"]["programs"] for s, rounds in trained.items()}
-        line.append((float(i), mean_estimate(by_problem(rollouts, seeds))))
+        line.append((float(i), mean_estimate(pooled(rollouts, seeds))))
     last = results.estimate(Policy(variant), "programs")
     return [*line, (float(len(line)), last)] if last is not None else line
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.metrics import Estimate, pass_at_1
+from benchmarks.metrics import Estimate, Outcomes, by_problem, pass_at_1
 from benchmarks.pages import charts, tables
 from benchmarks.pages.sources import RunFiles, SeedFolder, Source
 from benchmarks.pages.tables import Stage, Table
 from benchmarks.results import read_result
+
+_WITH_SEEDS = ", each with its outcomes in all seeds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +59,13 @@ def result_tables(scored: Scored) -> Iterator[Table]:
         yield from tables.bench_tables(results)
     pooled: list[Stage] = []
     for learner, seeds in _learners(scored).items():
-        stages = _pooled(seeds, [_test_stages(scored, learner, seed.seed) for seed in seeds])
+        stages = _pooled([_test_stages(scored, learner, seed.seed) for seed in seeds])
         pooled += stages[1:] if pooled else stages  # all start from the same policy
     if pooled:
         every = scored.files.seeds
-        title = f"{len(every)} seeds together" if len(every) > 1 else f"Seed {every[0].seed}"
+        title = f"Seed {every[0].seed}"
+        if len(every) > 1:
+            title = f"{len(every)} seeds together; intervals resample problems{_WITH_SEEDS}"
         yield tables.stage_table(title, pooled)
     if len(scored.files.seeds) > 1:
         yield from _seed_tables(scored)
@@ -75,15 +79,13 @@ def _seed_tables(scored: Scored) -> Iterator[Table]:
                 yield tables.stage_table(f"{learner}, seed {seed.seed}", stages)
 
 
-def _pooled(seeds: Sequence[SeedFolder], per_seed: Sequence[Sequence[Stage]]) -> list[Stage]:
-    """Return the stages that all seeds have, under problem names that differ between seeds."""
+def _pooled(per_seed: Sequence[Sequence[Stage]]) -> list[Stage]:
+    """Return the stages that all seeds have, a problem with its outcomes in all of them."""
     pooled = []
     for stages in zip(*per_seed, strict=False):
-        found = {
-            f"{seed.seed}/{problem}": values
-            for seed, stage in zip(seeds, stages, strict=True)
-            for problem, values in stage.outcomes.items()
-        }
+        found = by_problem([stage.outcomes for stage in stages])
+        if not found:  # a run that is going on: the seeds have no problem in common yet
+            break
         pooled.append(Stage(stages[0].name, found, sum(s.excluded for s in stages)))
     return pooled
 
@@ -92,14 +94,12 @@ def chart_groups(scored: Scored) -> Iterator[dict[str, Any]]:
     """Yield groups of charts: over all seeds first, then each training run."""
     if not scored.files.seeds:
         return
+    bars = "bars are 95% intervals over problems"
+    bars += f"{_WITH_SEEDS}." if len(scored.files.seeds) > 1 else "."
+    sampled = f"Mean reward of what was sampled for training, by problem; {bars}"
     overview = [
-        _overview(scored, "test", "Test pass@1", "Greedy, test problems; bars are 95% intervals."),
-        _overview(
-            scored,
-            "rollouts",
-            "Reward of the rollouts",
-            "Mean reward of what was sampled for training, by problem; bars are 95% intervals.",
-        ),
+        _overview(scored, "test", "Test pass@1", f"Greedy, test problems; {bars}"),
+        _overview(scored, "rollouts", "Reward of the rollouts", sampled),
     ]
     yield {"name": "All runs", "charts": [chart for chart in overview if chart["series"]]}
     for learner, seeds in _learners(scored).items():
@@ -135,17 +135,18 @@ def _overview(scored: Scored, phase: str, title: str, about: str) -> dict[str, A
 
 def _outcomes_of(
     scored: Scored, phase: str, learner: str, iteration: int, seeds: Sequence[SeedFolder]
-) -> dict[str, Sequence[float]]:
+) -> Outcomes:
     owners = ("", learner) if iteration == 0 else (learner,)
     numbers = {seed.seed for seed in seeds}
-    return {
-        f"{s.seed}/{problem}": values
-        for s in scored.files.sources
-        if (s.phase, s.iteration) == (phase, iteration)
-        and s.learner in owners
-        and s.seed in numbers
-        for problem, values in scored.stages[key(s), s.seed or 0].outcomes.items()
-    }
+    return by_problem(
+        [
+            scored.stages[key(s), s.seed or 0].outcomes
+            for s in scored.files.sources
+            if (s.phase, s.iteration) == (phase, iteration)
+            and s.learner in owners
+            and s.seed in numbers
+        ]
+    )
 
 
 def _validation(scored: Scored, learner: str, seed: SeedFolder) -> dict[str, Any]:

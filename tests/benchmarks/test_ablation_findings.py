@@ -2,10 +2,13 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from benchmarks.ablation import sections
 from benchmarks.ablation.claims import CLAIMS, Claim
+from benchmarks.ablation.document import Picture, Table
 from benchmarks.ablation.findings import Verdict, findings, judge
 from benchmarks.ablation.page import sentence
 from benchmarks.ablation.results import SFT, Policy, Results
@@ -86,6 +89,22 @@ def test_no_difference_at_all_is_no_certainty():
     assert found.difference.value == 0
     assert found.difference.high == -found.difference.low == pytest.approx(0.01885, abs=1e-4)
     assert judge(replace(SAME, same_within=0.01), outcomes(100, 100)).verdict is Verdict.OPEN
+
+
+def test_no_difference_out_of_distribution_is_no_certainty_either(tmp_path: Path):
+    """The table says of a comparison what the findings say of it."""
+    played = {"test": {"1": {"t": [1.0], "u": [0.0]}}, "ood": {str(i): [0.0] for i in range(40)}}
+    measured = {(name, s): {**played, "samples": {}} for name in ("sft", "mdpo") for s in range(3)}
+    found = Results({"sizes": {"ood": 40}}, measured, {})
+    blocks = sections.out_of_distribution(
+        found, lambda name, text, draw: Picture(draw(tmp_path / f"{name}.png"), text)
+    )
+    (table,) = (block for block in blocks if isinstance(block, Table))
+    (row,) = (row for row in table.rows if row[0] == "`mdpo`")
+    assert row[-2:] == ["+0.0", "-8.8 to +8.8"]
+    (claim,) = (c for c in CLAIMS if c.text == "What M-DPO learns carries over out of distribution")
+    difference = judge(claim, found).difference
+    assert f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}" == row[-1]
 
 
 def test_only_seeds_that_both_have_are_compared():

@@ -100,10 +100,43 @@ def test_paired_bootstrap_agrees_with_all_resamples() -> None:
     assert result.high == pytest.approx(np.quantile(exact, 0.975), abs=1e-9)
 
 
-def test_paired_bootstrap_of_equal_runs() -> None:
-    same = {"a": (1.0,), "b": (0.0,)}
+@pytest.mark.parametrize("problems", [1, 40, 500])
+def test_paired_bootstrap_of_equal_runs_claims_no_certainty(problems: int) -> None:
+    same = {str(i): (float(i % 2),) for i in range(problems)}
     result = metrics.paired_bootstrap(same, same)
-    assert (result.value, result.low, result.high, result.p_value) == (0.0, 0.0, 0.0, 1.0)
+    unseen = metrics.wilson(0, problems).high
+    assert (result.value, result.p_value) == (0.0, 1.0)
+    assert (result.low, result.high) == (-unseen, unseen)
+
+
+def test_paired_bootstrap_where_every_problem_was_gained() -> None:
+    first, second = ({str(i): (right,) for i in range(20)} for right in (0.0, 1.0))
+    result = metrics.paired_bootstrap(first, second)
+    assert (result.value, result.high) == (1.0, 1.0)
+    assert result.low == 1 - metrics.wilson(0, 20).high
+
+
+def test_seeds_over_the_same_problems_are_clusters_of_them() -> None:
+    """An exact repetition says nothing new: the intervals of one seed are those of three."""
+    rng = np.random.default_rng(0)
+    before, after = (
+        {str(i): (float(right),) for i, right in enumerate(rng.random(200) < share)}
+        for share in (0.6, 0.7)
+    )
+    pooled = [metrics.by_problem([run] * 3) for run in (before, after)]
+    assert all(len(values) == 3 for run in pooled for values in run.values())
+    assert metrics.paired_bootstrap(*pooled) == metrics.paired_bootstrap(before, after)
+    score = metrics.pass_at_1(pooled[0])
+    assert (score.n, score.method) == (200, "bootstrap")
+    assert score.low == pytest.approx(metrics.pass_at_1(before).low, abs=0.01)
+    assert score.high == pytest.approx(metrics.pass_at_1(before).high, abs=0.01)
+
+
+def test_seeds_are_pooled_over_the_problems_that_all_of_them_scored() -> None:
+    runs = [{"a": (1.0,), "b": (0.0, 1.0)}, {"b": (1.0,), "c": (1.0,)}]
+    assert metrics.by_problem(runs) == {"b": (0.0, 1.0, 1.0)}
+    assert metrics.by_problem(runs[:1]) == runs[0]
+    assert metrics.by_problem([]) == {}
 
 
 def test_paired_bootstrap_uses_shared_problems_and_the_seed() -> None:

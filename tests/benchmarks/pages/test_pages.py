@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 import webbrowser
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -70,6 +71,29 @@ def test_the_tables_and_curves_of_a_training_run(training_run) -> None:
     assert titles == ["Validation pass@1", "Reward margin", "Log-likelihood", "Loss"]
     assert run["charts"][1]["series"][0]["y"] == pytest.approx([1 / 9, 2 / 9], rel=1e-4)
     assert ["problems.source", "words"] in summary["settings"][0]["rows"]
+
+
+def test_seeds_are_not_more_problems(training_run, tmp_path: Path) -> None:
+    """A seed that repeats another says nothing new: no interval gets narrower."""
+    for seed in range(3):
+        folder = tmp_path / "run" / f"seed-{seed}"
+        shutil.copytree(training_run.path / "seed-0", folder)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["recipe"]["seed"] = seed
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    alone = build(training_run.path, PageOptions(ratios=0)).summary
+    summary = build(tmp_path / "run", PageOptions(ratios=0)).summary
+    together, *each = summary["tables"]
+    assert together["title"].startswith("3 seeds together; intervals resample problems")
+    assert [table["title"] for table in each] == [f"mdpo, seed {seed}" for seed in range(3)]
+    expected = alone["tables"][0]["rows"][1]
+    row = together["rows"][1]
+    assert row[1:3] == expected[1:3] == ["20", "75.0%"]
+    assert row[4:7] == expected[4:7]  # the gain, its interval and p
+    before, after = (s["charts"][0]["charts"][0] for s in (alone, summary))
+    assert "each with its outcomes in all seeds" in after["about"]
+    for one, three in zip(before["series"][0]["high"], after["series"][0]["high"], strict=True):
+        assert three == pytest.approx(one, abs=0.07)  # 20 problems: Wilson's and a bootstrap's
 
 
 def test_ratios_are_those_of_the_two_models(training_run) -> None:
