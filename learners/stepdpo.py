@@ -60,7 +60,9 @@ class StepDPO(MultiTurnDPO):
         return pair_example(winner, loser, lambda t: from_turn(t, turn))
 
     def _deepest(self, winners: Sequence[Trajectory], losers: Sequence[Trajectory]) -> list[Pair]:
-        ranked = [(shared_turns(w, r), w, r) for w in winners for r in losers]
+        # Read once: of 30 samples there may be 225 pairs.
+        rights, wrongs = ([_History.of(t) for t in side] for side in (winners, losers))
+        ranked = [(_shared(w, r), w.trajectory, r.trajectory) for w in rights for r in wrongs]
         ranked.sort(key=lambda row: -row[0])  # stable: equals stay shuffled
         used: set[str] = set()
         found = []
@@ -80,13 +82,31 @@ def shared_turns(a: Trajectory, b: Trajectory) -> int:
         TrainingError: one is said to branch from the other, or both from a third, after more
             turns than their tokens have in common.
     """
-    ids = [_tokens(a), _tokens(b)]
-    length = next(
-        (t for t, (x, y) in enumerate(zip(*ids, strict=False)) if x != y), min(map(len, ids))
-    )
-    starts = [[s.start for s in _sampled(t)] for t in (a, b)]
-    common = [x for x, y in zip(*starts, strict=False) if x == y and x <= length]
+    return _shared(_History.of(a), _History.of(b))
+
+
+@dataclass(frozen=True, slots=True)
+class _History:
+    """A trajectory's tokens, and where its turns start in them."""
+
+    trajectory: Trajectory
+    ids: tuple[int, ...]
+    starts: list[int]
+
+    @staticmethod
+    def of(trajectory: Trajectory) -> _History:
+        ids = action_sample(trajectory).ids  # an error where there are none
+        return _History(trajectory, ids, [s.start for s in _sampled(trajectory)])
+
+
+def _shared(first: _History, second: _History) -> int:
+    pairs = enumerate(zip(first.ids, second.ids, strict=False))
+    shortest = min(len(first.ids), len(second.ids))
+    length = next((t for t, (x, y) in pairs if x != y), shortest)
+    starts = zip(first.starts, second.starts, strict=False)
+    common = [x for x, y in starts if x == y and x <= length]
     turns = max(len(common) - 1, 0)
+    a, b = first.trajectory, second.trajectory
     related = a.parent == b.key or b.parent == a.key or (a.parent and a.parent == b.parent)
     branch = min(t.branch_turn for t in (a, b) if t.parent) if related else 0
     if turns < branch:
@@ -108,7 +128,3 @@ def from_turn(trajectory: Trajectory, turn: int) -> Sample:
 def _sampled(trajectory: Trajectory) -> list[Span]:
     spans = trajectory.tokens.spans if trajectory.tokens else ()
     return [s for s in spans if s.kind is SpanKind.SAMPLED]
-
-
-def _tokens(trajectory: Trajectory) -> tuple[int, ...]:
-    return action_sample(trajectory).ids  # an error where there are none
