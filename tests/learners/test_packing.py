@@ -21,14 +21,16 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from learners import LearnerConfig, LogProbs, attention, head, make_learner
+from learners import LearnerConfig, LogProbs, attention, head, learner_names, make_learner
 from learners.attention import PACKED, can_pack, prepare
 from learners.batching import TokenBatch, micro_batches
 from learners.head import target_logps
 from learners.logprobs import reference_logps, summed_logps, token_logps
-from learners.preferences import Example, Sample
+from learners.preferences import Example, PairRules, Sample
 from learners.train import Stage, TrainConfig, train
+from mathenv.types import Span, SpanKind, TokenRecord
 
+CONFIG = LearnerConfig(eta=0.3, nll_coef=0.2, pairs=PairRules(per_problem=2))
 VOCABULARY = 300
 SHAPE = {
     "vocab_size": VOCABULARY,
@@ -261,16 +263,62 @@ def test_a_batch_of_pairs_holds_more_when_it_is_packed():
 # --- a table of equivalences, as in test_exactness, for a model that packs
 
 
-def step(learner, model, frozen, examples, budget, packed, monkeypatch):
+@pytest.fixture(scope="module")
+def trajectories(make_trajectory):
+    """Two turns each; of a problem's four samples each two have the first in common."""
+
+    def tokens(problem, sample):
+        parts = [(SpanKind.PROMPT, 0, problem)]
+        parts += [(kind, 0, sample // 2) for kind in (SpanKind.SAMPLED, SpanKind.OBSERVATION)]
+        ids, spans = [], []
+        for kind, turn, name in (*parts, (SpanKind.SAMPLED, 1, f"{sample} ends")):
+            rng, start = random.Random(f"{problem}/{kind}/{name}"), len(ids)
+            ids += [rng.randrange(2, VOCABULARY) for _ in range(rng.randint(3, 9))]
+            spans.append(Span(kind, turn, start, len(ids)))
+        return TokenRecord(tuple(ids), tuple(spans))
+
+    return [
+        make_trajectory(p, i % 2 == 0, sample=i, tokens=tokens(p, i))
+        for p in "abcd"
+        for i in range(4)
+    ]
+
+
+def near(model, name, seed):
+    """A policy of which the model may be a later one: learners clip or saturate on strangers."""
+    other = build(name, seed)
+    with torch.no_grad():
+        for mine, its in zip(other.parameters(), model.parameters(), strict=True):
+            mine.lerp_(its, 0.9)
+    return other
+
+
+def step(learner, models, examples, budget, packed, monkeypatch):
+    """Loss and gradient of the first of the models: policy, reference, start."""
     if not packed:
         monkeypatch.setattr(attention, "_MODEL_TYPES", frozenset())
+    model, per_token = models[0], learner.per_token
     model.zero_grad(set_to_none=True)
-    cached = reference_logps(frozen, examples, budget=budget)
-    total = 0.0
+    evaluate = token_logps if per_token else summed_logps
+    cached = [
+        reference_logps(frozen, examples, budget=budget, per_token=per_token) if used else None
+        for frozen, used in zip(
+            models[1:], (learner.uses_reference, learner.uses_start), strict=True
+        )
+    ]
+
+    def given(samples, baseline=None):
+        rest = [x and torch.cat([x[s] for s in samples]) for x in cached]
+        return LogProbs(evaluate(model, samples), *rest, baseline)
+
+    total, baseline = 0.0, None
+    if learner.controls:
+        controls = [e.control for e in examples]
+        with torch.no_grad():
+            baseline = learner.baseline(given(controls), controls).mean()
     for batch in micro_batches(examples, budget, packed=packed):
-        samples = samples_of(batch)
-        given = LogProbs(summed_logps(model, samples), torch.cat([cached[s] for s in samples]))
-        loss = learner.loss(given, batch).loss / learner.denominator(examples)
+        logps = given(samples_of(batch), baseline)
+        loss = learner.loss(logps, batch).loss / learner.denominator(examples)
         loss.backward()
         total += loss.item()
     return total, torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -279,17 +327,20 @@ def step(learner, model, frozen, examples, budget, packed, monkeypatch):
 @pytest.mark.parametrize(
     ("shuffle", "budget"), [(False, 10**6), (True, 10**6), (False, 60), (True, 1)]
 )
-@pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_a_packed_step_is_the_padded_one(name, shuffle, budget, monkeypatch):
-    model, frozen = build(name), build(name, seed=1)
-    learner = make_learner("mdpo", LearnerConfig(eta=0.3, nll_coef=0.2))
-    examples = some_pairs(6)
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+@pytest.mark.parametrize("name", learner_names())
+def test_a_packed_step_is_the_padded_one(name, kind, shuffle, budget, trajectories, monkeypatch):
+    model = build(kind)
+    models = [model, near(model, kind, 1), near(model, kind, 2)]
+    learner = make_learner(name, CONFIG)
+    examples, _ = learner.examples(trajectories, seed=0)
+    assert len(examples) > 2
     with monkeypatch.context() as patch:
-        loss, expected = step(learner, model, frozen, examples, 10**6, False, patch)
+        loss, expected = step(learner, models, examples, 10**6, False, patch)
     if shuffle:
         examples = random.Random(0).sample(examples, len(examples))
-    found, moved = step(learner, model, frozen, examples, budget, True, monkeypatch)
-    assert found == pytest.approx(loss, rel=1e-5)
+    found, moved = step(learner, models, examples, budget, True, monkeypatch)
+    assert found == pytest.approx(loss, rel=1e-5, abs=1e-6)
     assert expected.norm() > 1e-2
     assert (moved - expected).norm() < 1e-5 * expected.norm()
 
