@@ -31,12 +31,22 @@ class Frozen:
     controls: Sequence[Sample] = ()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one process found in its share of a step."""
+    """What one process found in its share of a step, on the CPU."""
 
-    loss: float = 0.0
-    broken: list[str] = field(default_factory=list)
+    loss: float
+    norm: float
+    broken: list[str]
+    metrics: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the passes of a step leave on the device, to be read when all of them are queued."""
+
+    losses: list[Tensor] = field(default_factory=list)
+    logps: list[tuple[Tensor, Sequence[Sample]]] = field(default_factory=list)
     metrics: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
@@ -71,10 +81,9 @@ class Loop:
         rate = learning_rate(self._config, number, self._steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        parts = self._devices.gather(self.backward(number, examples, frozen))
+        own = self.backward(number, examples, frozen, clip=True)
+        parts, norm = self._devices.gather(own), own.norm
         total = sum(part.loss for part in parts)
-        self.scaler.unscale_(self._optimizer)
-        norm = self._policy.clip(self._config.clip_norm).item()
         self._check(number, total, norm, [n for part in parts for n in part.broken], examples)
         self.scaler.step(self._optimizer)
         self.scaler.update()
@@ -86,17 +95,19 @@ class Loop:
             **{key: value for key, value in figures.items() if math.isfinite(value)},
             "learning_rate": rate,
             "epoch": number * self._config.epochs / self._steps,
-            "num_tokens": float(sum(e.tokens for e in examples)),
         }
 
-    def backward(self, number: int, examples: Sequence[Example], frozen: Frozen) -> Outcome:
+    def backward(
+        self, number: int, examples: Sequence[Example], frozen: Frozen, *, clip: bool = False
+    ) -> Outcome:
         """Add the gradient of a step's loss over all of `examples` to the weights' own.
 
         Processes' gradients are averaged, and each has the sum over its share: times the
-        number of processes that is the sum over all, however unequal the shares are.
+        number of processes that is the sum over all, however unequal the shares are. `clip`
+        scales the gradient down where it is too large, and its norm is in what is returned.
         """
         baseline = self._baseline(number, frozen)
-        found, batches = Outcome(), self._passes(examples)
+        found, batches = _Found(), self._passes(examples)
         denominator = self._learner.denominator(examples)
         seed = f"{self._seed}/{number}/{self._devices.rank}"
         with dropping(self._policy.model, self._config.lora, seed):
@@ -106,8 +117,11 @@ class Loop:
                         self._pass(batch, frozen, baseline, denominator, found)
                     else:
                         self._empty_pass(examples)
-        found.metrics = {key: [torch.cat(x).cpu()] for key, x in found.metrics.items()}
-        return found
+        norm = torch.zeros((), device=self._devices.device)
+        if clip:
+            self.scaler.unscale_(self._optimizer)
+            norm = self._policy.clip(self._config.clip_norm)
+        return _read(found, norm, denominator)
 
     def _pass(
         self,
@@ -115,7 +129,7 @@ class Loop:
         frozen: Frozen,
         baseline: Tensor | None,
         denominator: float,
-        found: Outcome,
+        found: _Found,
     ) -> None:
         samples = [s for e in batch for s in e.samples]
         logps = self._policy.logps(samples, per_token=self._learner.per_token)
@@ -123,8 +137,8 @@ class Loop:
         output = self._learner.loss(LogProbs(logps, reference, start, baseline), batch)
         loss = output.loss * self._devices.count / denominator
         self.scaler.scale(loss).backward()
-        found.loss += output.loss.item() / denominator
-        found.broken += not_finite(logps.detach(), samples)
+        found.losses.append(output.loss.detach())
+        found.logps.append((logps.detach(), samples))
         for key, value in output.metrics.items():
             found.metrics.setdefault(key, []).append(value.detach())
 
@@ -169,8 +183,11 @@ class Loop:
             logps = self._policy.logps(samples, per_token=self._learner.per_token)
             reference, start = (_of(x, samples, logps) for x in (frozen.reference, frozen.start))
             given = LogProbs(logps, reference, start)
-            values.append(self._learner.baseline(given, samples).cpu())
-        everyone = [value for part in self._devices.gather(values) for value in part]
+            values.append(self._learner.baseline(given, samples))
+        if self._devices.count == 1:  # nothing to send, so nothing to read
+            return torch.cat(values).mean()
+        own = [torch.cat(values).cpu()] if values else []
+        everyone = [value for part in self._devices.gather(own) for value in part]
         return torch.cat(everyone).mean().to(self._devices.device)
 
     def _check(
@@ -194,11 +211,38 @@ class Loop:
         )
 
 
+def _read(found: _Found, norm: Tensor, denominator: float) -> Outcome:
+    """Read what a step left on the device, and name the samples of log-probs not finite."""
+    metrics = {key: torch.cat(values) for key, values in found.metrics.items()}
+    finite = [logps.isfinite().all() for logps, _ in found.logps]
+    [norm], losses, fine, values = _fetch([norm], found.losses, finite, [*metrics.values()])
+    broken = [
+        name
+        for ok, (logps, samples) in zip(fine, found.logps, strict=True)
+        if not ok
+        for name in not_finite(logps, samples)
+    ]
+    loss = sum(loss.item() / denominator for loss in losses)
+    return Outcome(loss, norm.item(), broken, dict(zip(metrics, values, strict=True)))
+
+
+def _fetch(*groups: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return flattened copies on the CPU, made in one go.
+
+    A copy waits until the device has done all that is queued, and then the device waits for
+    the host to queue more: once a step that costs little, once a pass much.
+    """
+    every = [t for group in groups for t in group]
+    flat = torch.cat([t.flatten().double() for t in every]).cpu()
+    parts = iter(flat.split([t.numel() for t in every]))
+    return [[next(parts).to(t.dtype) for t in group] for group in groups]
+
+
 def _means(parts: Sequence[Outcome]) -> Metrics:
     gathered: dict[str, list[Tensor]] = {}
     for part in parts:
-        for key, values in part.metrics.items():
-            gathered.setdefault(key, []).extend(values)
+        for key, value in part.metrics.items():
+            gathered.setdefault(key, []).append(value)
     means = {key: torch.cat(values).mean().item() for key, values in gathered.items()}
     if means.keys() >= {"rewards/chosen", "rewards/rejected"}:  # TRL's margin without pairs
         means.setdefault("rewards/margins", means["rewards/chosen"] - means["rewards/rejected"])
@@ -208,4 +252,6 @@ def _means(parts: Sequence[Outcome]) -> Metrics:
 def _of(
     logps: dict[Sample, Tensor] | None, samples: Sequence[Sample], like: Tensor
 ) -> Tensor | None:
-    return None if logps is None else torch.cat([logps[s] for s in samples]).to(like.device)
+    # What is in ordinary memory has been copied when this returns; only the device is not done.
+    found = None if logps is None else torch.cat([logps[s] for s in samples])
+    return None if found is None else found.to(like.device, non_blocking=True)

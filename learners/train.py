@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,11 @@ def _train(
     frozen = run.frozen(examples) if run.done < steps else Frozen()
     saves = save_steps(steps, config.checkpoints)
     plan = list(batches(examples, config, stage.seed))
+    # All tokens up to a step, as TRL counts them: from the plan, so that a resumed run knows.
+    seen = list(accumulate(sum(e.tokens for e in batch) for batch in plan))
     for step in range(run.done + 1, steps + 1):
         metrics = run.loop.step(step, plan[step - 1], frozen)
+        metrics["num_tokens"] = seen[step - 1]
         if run.devices.is_main:
             run.log(step, metrics)
             if on_step is not None:
@@ -255,7 +259,9 @@ class _Run:
             )
 
     def log(self, step: int, metrics: Metrics) -> None:
-        row = {"step": step, **{k: float(f"{v:.6g}") for k, v in metrics.items()}}
+        # Six digits of what is measured, all of what is counted.
+        figures = {k: v if isinstance(v, int) else float(f"{v:.6g}") for k, v in metrics.items()}
+        row = {"step": step, **figures}
         with self._log_file.open("a") as file:
             file.write(json.dumps(row) + "\n")
 

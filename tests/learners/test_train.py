@@ -2,6 +2,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -98,7 +99,27 @@ def test_metrics_carry_trl_names_and_the_first_step_starts_at_the_reference(
     assert first["loss"] == pytest.approx(math.log(2) + 0.5 * first["nll_loss"], rel=1e-4)
     names = {"rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/chosen"}
     assert names <= set(first)
-    assert sum(row["num_tokens"] for row in rows(out)) == sum(e.tokens for e in examples)
+
+
+def test_tokens_are_counted_from_the_first_step_on_as_trl_does(mdpo, examples, trained):
+    counts = [row["num_tokens"] for row in rows(trained)]
+    assert all(later > earlier > 0 for earlier, later in pairwise(counts))
+    assert counts[4] == sum(e.tokens for e in examples)  # an epoch
+    assert counts[-1] == 2 * counts[4]
+    # No float: those are logged with six digits, and a run sees more tokens than that.
+    assert {type(count) for count in counts} == {int}
+
+
+def test_a_resumed_run_counts_tokens_on_and_to_the_last_one(mdpo, examples, stage):
+    with pytest.raises(KeyboardInterrupt):
+        train(mdpo, examples, CONFIG, stage, on_step=stopping(4))
+    seen = {}
+    train(mdpo, examples, CONFIG, stage, on_step=lambda n, _, figures: seen.update({n: figures}))
+    assert min(seen) == 4
+    assert [row["num_tokens"] for row in rows(stage.out)][3:] == [
+        seen[step]["num_tokens"] for step in range(4, 11)
+    ]
+    assert seen[10]["num_tokens"] == 2 * sum(e.tokens for e in examples)
 
 
 def test_the_loss_falls_and_the_margin_grows(trained):
