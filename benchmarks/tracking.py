@@ -1,36 +1,65 @@
-"""Weights and Biases as a reporter: off unless asked for, offline with WANDB_MODE=offline."""
+"""Weights and Biases as a reporter: off unless asked for, offline with WANDB_MODE=offline.
+
+One output folder is one run there: a resumed command goes on with it. Offline each start writes a
+file of its own, and `wandb sync` puts those of one run together.
+"""
 
 from __future__ import annotations
 
+import json
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from learners.recipe import Recipe
 from learners.reporter import Advance, Reporter
 from mathenv.errors import ConfigError
+from mathenv.store import write_atomic
+
+_ID = "wandb-id"
 
 
 class WandbReporter(Reporter):
-    """Passes everything on to `inner` and logs figures as `<stage>/<metric>`.
+    """Passes everything on to `inner` and logs it.
+
+    A stage's figures are `<stage>/<metric>` over `<stage>/step`, whose name says which seed and
+    learner it is of; what is said (selections, diagnoses) are texts under `remark`.
+
+    Args:
+        inner: also told.
+        folder: the output folder; its `wandb-id` names the run.
+        settings: a dataclass, the run's configuration.
 
     Raises:
         ConfigError: wandb is not installed.
     """
 
-    def __init__(self, inner: Reporter, folder: Path, recipe: Recipe) -> None:
+    def __init__(self, inner: Reporter, folder: Path, settings: Any) -> None:
         try:
             wandb = import_module("wandb")
         except ImportError as error:
             raise ConfigError("wandb is not installed: pip install 'mathenv[wandb]'") from error
         folder.mkdir(parents=True, exist_ok=True)
+        file = folder / _ID
+        if not file.exists():
+            write_atomic(file, secrets.token_hex(4) + "\n")
         self._inner = inner
-        self._run = wandb.init(project="mathenv", dir=str(folder), config=asdict(recipe))
+        self._run = wandb.init(
+            project="mathenv",
+            dir=str(folder),
+            config=json.loads(json.dumps(asdict(settings), default=str)),
+            id=file.read_text().strip(),
+            resume="allow",
+        )
 
     @contextmanager
     def stage(self, name: str, total: int | None, unit: str) -> Iterator[Advance]:
+        # Its own steps: a curve of wandb's count would begin where the stage before it ended, and
+        # a resumed stage would not lie on its first steps.
+        self._run.define_metric(f"{name}/*", step_metric=f"{name}/step")
         with self._inner.stage(name, total, unit) as inner:
 
             def advance(
@@ -38,12 +67,14 @@ class WandbReporter(Reporter):
             ) -> None:
                 inner(done, total, figures)
                 if figures:
-                    self._run.log({f"{name}/{key}": value for key, value in figures.items()})
+                    row = {f"{name}/{key}": value for key, value in figures.items()}
+                    self._run.log({f"{name}/step": done, **row})
 
             yield advance
 
     def say(self, text: str) -> None:
         self._inner.say(text)
+        self._run.log({"remark": text})
 
     def close(self) -> None:
         """Finish the run; what was logged is on disk or sent."""

@@ -14,6 +14,7 @@ from agents.models.transformers import load_tokenizer
 from agents.policy import RenderOptions
 from benchmarks.console import ResultConsole
 from benchmarks.learning import LearningReporter
+from benchmarks.tracking import WandbReporter
 from learners.learner import (
     Learner,
     LearnerConfig,
@@ -49,6 +50,8 @@ class TrainCommand:
         seed: fixes pairing and the order of training.
         dialect: how demonstrations without tokens are written, a name in agents/dialects.toml.
             Left out: the policy's own chat template. Tokens that were sampled say it themselves.
+        wandb: log to Weights and Biases (`WANDB_MODE=offline` keeps it on this machine), under
+            TRL's names: `train/loss`, `train/rewards/margins`, ...
         loss: settings of the learner.
         optim: settings of the training loop.
     """
@@ -60,6 +63,7 @@ class TrainCommand:
     reference: Path | None = None
     seed: int = 0
     dialect: str | None = None
+    wandb: bool = False
     loss: LearnerConfig = field(default_factory=LearnerConfig)
     optim: TrainConfig = field(default_factory=TrainConfig)
 
@@ -83,7 +87,9 @@ class TrainCommand:
         trajectories = tokenized(_distinct(stored), learner, self.policy, self.dialect)
         examples, selection = learner.examples(trajectories, seed=self.seed)
         devices = Devices()
-        reporter = LearningReporter() if devices.is_main else Reporter()
+        reporter: Reporter = LearningReporter() if devices.is_main else Reporter()
+        if self.wandb and devices.is_main:
+            reporter = WandbReporter(reporter, self.out, self)
         counts = selection.counts()
         reporter.say(", ".join(f"{name} {count}" for name, count in counts.items() if count))
         if devices.is_main:
@@ -91,8 +97,10 @@ class TrainCommand:
             write_atomic(self.out / "selection.json", json.dumps(record, indent=1) + "\n")
         reference = (self.reference or self.policy) if learner.uses_reference else None
         stage = Stage(self.policy, self.out, reference, self.seed)
-        with reporter.stage(f"train {learner.name}", None, "steps") as advance:
+        with reporter.stage("train", None, "steps") as advance:
             checkpoints = train(learner, examples, self.optim, stage, on_step=advance)
+        if isinstance(reporter, WandbReporter):
+            reporter.close()
         if devices.is_main:
             console = ResultConsole()
             for path in checkpoints:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(900)  # seconds of work; a busy machine may take minutes
+
 RECIPE = """
 model = "tiny"
 learner = "sft"
@@ -50,7 +52,7 @@ checkpoints = 1
 def mathenv(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks", *words]
     return subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=170
+        command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=800
     )
 
 
@@ -83,22 +85,48 @@ def test_everything_is_in_the_run_folder(done):
     assert "pass@1" in finished.stdout
 
 
-def test_wandb_logs_offline(done):
+def read(file: Path):
+    return json.loads(file.read_text())
+
+
+def test_wandb_logs_offline(done, logged_offline):
+    """Every seed, learner and iteration has keys of its own, and what is there is right."""
     folder, _, _ = done
-    runs = list((folder / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
-    assert runs
-    assert runs[0].stat().st_size > 0
+    run: Path = folder / "run"
+    logged = logged_offline(run)[0]
+    assert logged.id == (run / "wandb-id").read_text().strip()
+    assert logged.settings["methods"]["sft"]["train"]["lr"] == 1e-3
+    stages = ["sft/train", "sft/iteration-1/train", "sft/iteration-2/train"]
+    for name in (f"seed-{seed}/{stage}" for seed in (0, 1) for stage in stages):
+        steps = [json.loads(x) for x in (run / name / "metrics.jsonl").read_text().splitlines()]
+        assert logged.x_axes[f"{name}/*"] == f"{name}/step"
+        for key in ("step", "loss", "logps/chosen", "learning_rate", "num_tokens"):
+            expected = [row[key] for row in steps]
+            assert logged.values(f"{name}/{key}") == pytest.approx(expected, rel=1e-5)
+    remarks = logged.values("remark")
+    for name in (f"seed-{seed}/sft/iteration-{i}" for seed in (0, 1) for i in (1, 2)):
+        result = read(run / name / "result.json")
+        assert logged.values(f"{name}/validation/accuracy") == [result["validation"]]
+        assert logged.values(f"{name}/validation/before") == [result["validation_before"]]
+        assert any(text.startswith(f"{name}: ") and "examples" in text for text in remarks)
+        assert {f"{name}: {warning}" for warning in result["warnings"]} <= set(remarks)
+    assert not [
+        key for key in logged.keys - {"remark"} if not key.startswith(("seed-0/", "seed-1/"))
+    ]
 
 
-def test_the_same_command_changes_nothing(done):
+def test_the_same_command_changes_nothing(done, logged_offline):
     folder, words, _ = done
     before = (folder / "run" / "results.md").read_text()
     weights = next((folder / "run" / "seed-0" / "sft").rglob("model.safetensors"))
     stamp = weights.stat().st_mtime_ns
-    again = mathenv(*words, "--seeds", "0", "1")
+    again = mathenv(*words, "--seeds", "0", "1", "--wandb", WANDB_MODE="offline")
     assert again.returncode == 0, again.stderr
     assert (folder / "run" / "results.md").read_text() == before
     assert weights.stat().st_mtime_ns == stamp
+    first, second = logged_offline(folder / "run")
+    assert second.id == first.id  # one run there, of which nothing is logged twice
+    assert second.keys <= {"remark"}
 
 
 def test_another_recipe_is_refused(done):
