@@ -56,6 +56,7 @@ class GRPO(BaseLearner):
     """
 
     name = "grpo"
+    unit = "sample"
     uses_start = True
     per_token = True
     Config: ClassVar[type[LearnerConfig]] = GRPOConfig

@@ -67,6 +67,7 @@ class MultiTurnKTO(BaseLearner):
     """
 
     name = "mkto"
+    unit = "side"
     uses_reference = True
     Config: ClassVar[type[LearnerConfig]] = KTOConfig
     config: KTOConfig

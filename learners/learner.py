@@ -83,6 +83,9 @@ class Learner(Protocol):
         controls: how many of the examples' control samples are evaluated without gradient
             for each step's baseline, over all devices. 0: no baseline.
         from_demonstrations: given demonstrations (SFT), not what the agents sampled.
+        unit: what an example is, by which a plan counts them: a "pair", one "side" of a pair,
+            a "right" trajectory, or any "sample" of the current policy, of problems with right
+            and wrong ones. Only a pair has two sequences.
     """
 
     name: str
@@ -91,6 +94,7 @@ class Learner(Protocol):
     per_token: bool
     controls: int
     from_demonstrations: bool
+    unit: str
 
     @property
     def config(self) -> LearnerConfig: ...
@@ -100,9 +104,7 @@ class Learner(Protocol):
     ) -> tuple[list[Example], Selection]: ...
 
     def baseline(self, logps: LogProbs, controls: Sequence[Sample]) -> Tensor:
-        """Return one value per control sample, whose mean is the step's. Without `controls`:
-        never called.
-        """
+        """Return one value per control sample, whose mean is the step's baseline."""
         ...
 
     def loss(self, logps: LogProbs, examples: Sequence[Example]) -> LossOutput:
@@ -123,6 +125,7 @@ class BaseLearner:
     per_token = False
     controls = 0
     from_demonstrations = False
+    unit = "pair"
 
     def __init__(self, config: LearnerConfig) -> None:
         self.config = config

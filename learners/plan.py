@@ -45,6 +45,7 @@ from learners.learner import Learner, make_learner
 from learners.recipe import Recipe
 from learners.shapes import Device, Shape, shape_of
 from learners.train import TrainConfig
+from mathenv.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,7 @@ def _stages(case: _Case) -> tuple[Stage, ...]:
     found = [_training(case, "SFT", 1, _demonstrations(case), recipe.sft)]
     if not learner.from_demonstrations:
         found.append(_sampling(case))
-    if learner.uses_reference:
+    if learner.uses_reference or learner.uses_start:
         found.append(_reference(case, examples))
     found.append(_training(case, learner.name, iterations, examples, case.method.train))
     policies = case.method.train.checkpoints + 1
@@ -212,21 +213,32 @@ def _demonstrations(case: _Case) -> _Examples:
 
 
 def _examples(case: _Case) -> _Examples:
-    """Return what the learner trains on in one iteration. Unknown learners are given pairs."""
-    learner, length = case.learner, case.lengths.trajectory
-    longest = min(learner.config.pairs.max_tokens, case.limit)
+    """Return what the learner trains on in one iteration.
+
+    Raises:
+        ConfigError: the learner's unit is none of those known.
+    """
+    learner = case.learner
     if learner.from_demonstrations:
         return _demonstrations(case)
-    if learner.name == "grpo":
-        every = case.prompts * case.recipe.iterate.current_samples
-        return _Examples(Range(PAIRED[0] * every, every), 1, length, longest)
     most = case.prompts * learner.config.pairs.per_problem
-    if learner.name == "raft":
-        return _Examples(Range(SOLVED[0] * most, SOLVED[1] * most), 1, length, longest)
-    pairs = Range(PAIRED[0] * most, PAIRED[1] * most)
-    if learner.name in ("kto", "mkto"):  # both sides of a pair are examples of their own
-        return _Examples(pairs.times(2), 1, length, longest, learner.controls)
-    return _Examples(pairs, 2, length, longest)
+    every = case.prompts * case.recipe.iterate.current_samples
+    counts = {
+        "pair": Range(*PAIRED).times(most),
+        "side": Range(*PAIRED).times(2 * most),
+        "right": Range(*SOLVED).times(most),
+        "sample": Range(*PAIRED).times(every),
+    }
+    if learner.unit not in counts:
+        known = ", ".join(counts)
+        raise ConfigError(f"{learner.name}: unit is one of {known}, not {learner.unit!r}")
+    return _Examples(
+        counts[learner.unit],
+        2 if learner.unit == "pair" else 1,
+        case.lengths.trajectory,
+        min(learner.config.pairs.max_tokens, case.limit),
+        learner.controls,
+    )
 
 
 def _training(case: _Case, name: str, runs: int, examples: _Examples, config: TrainConfig) -> Stage:
@@ -264,10 +276,13 @@ def setup_of(config: TrainConfig) -> Setup:
 def _reference(case: _Case, examples: _Examples) -> Stage:
     """Never more than a full fine-tune needs: it comes before there is an optimizer state."""
     setup = setup_of(case.method.train)
+    learner = case.learner
     # The policy without its adapters is the reference, unless that stays behind.
-    models = 1 if setup.lora_rank and case.recipe.iterate.reference == "last" else 2
+    own = case.recipe.iterate.reference in ("last", 1) or not learner.uses_reference
+    models = 1 if setup.lora_rank and own else 2
+    policies = 1 if own or not learner.uses_start else 2  # whose log-probs are asked for
     sequences = examples.sequences + (examples.controls > 0)
-    tokens = examples.count.times(sequences * examples.length)
+    tokens = examples.count.times(policies * sequences * examples.length)
     flops = forward_flops(case.shape, examples.length, case.lengths.target_share)
     return Stage(
         "reference",

@@ -16,6 +16,7 @@ class SFT(BaseLearner):
 
     name = "sft"
     from_demonstrations = True
+    unit = "right"
 
     def examples(
         self, trajectories: Iterable[Trajectory], *, seed: int

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, MixtralConfig
 
 from agents.tiny import TinyConfig, make_tiny
 from benchmarks.cli import main
-from learners import preflight
+from learners import BaseLearner, KTOConfig, learner, learner_names, make_learner, preflight
 from learners.costs import (
     ALTERNATIVES,
     EIGHT_BIT,
@@ -282,6 +282,76 @@ def test_what_learners_differ_in(mistral):
     assert references[1] == pytest.approx(2 * references[0])
     sft = make_plan(mistral, 8, A100, learner="sft")
     assert [s.name for s in sft.stages] == ["SFT", "sft", "validation", "test"]
+
+
+class Third(BaseLearner):
+    """A third party's, which has yet to learn."""
+
+    name = "third"
+
+
+@pytest.mark.parametrize(("unit", "like"), [("pair", "simpo"), ("side", "mkto"), ("right", "raft")])
+def test_a_third_partys_learner_is_planned_by_what_it_says_of_its_examples(
+    mistral, monkeypatch, unit, like
+):
+    monkeypatch.setattr(Third, "unit", unit)
+    monkeypatch.setitem(learner._REGISTRY, "third", Third)
+    methods = dict.fromkeys((like, "third"), Method())
+    if like == "mkto":
+        methods[like] = Method(KTOConfig(kl="none"))
+    known, third = (
+        stage(make_plan(replace(mistral, methods=methods), 8, A100, learner=name), name)
+        for name in (like, "third")
+    )
+    assert replace(third, name=like) == known
+
+
+def test_every_sample_is_an_example_of_grpo(mistral, monkeypatch):
+    monkeypatch.setattr(Third, "unit", "sample")
+    monkeypatch.setitem(learner._REGISTRY, "third", Third)
+    third, grpo = (
+        stage(make_plan(replace(mistral, methods={}), 8, A100, learner=name), name)
+        for name in ("third", "grpo")
+    )
+    assert replace(third, name="grpo") == grpo
+    steps = mistral.problems.prompts // 3 * mistral.iterate.current_samples / 32
+    assert third.work.split(" steps")[0].endswith(f"{steps:,.0f}")
+
+
+def test_a_unit_that_is_none_is_refused(mistral, monkeypatch):
+    monkeypatch.setattr(Third, "unit", "token")
+    monkeypatch.setitem(learner._REGISTRY, "third", Third)
+    with pytest.raises(ConfigError, match=r"third: unit is one of pair, side.*'token'"):
+        make_plan(mistral, 8, A100, learner="third")
+
+
+@pytest.mark.parametrize("name", learner_names())
+def test_only_pairs_have_two_sequences(make_trajectory, name):
+    """As `unit` says; what is made of step-wise pairs' common turns is no matter here."""
+    given = {"shared_turns": 0} if name == "stepdpo" else {}
+    made = make_learner(name, learner.settings_type(name)(**given))
+    trajectories = [make_trajectory(p, i < 2, sample=i) for p in "abc" for i in range(4)]
+    examples, _ = made.examples(trajectories, seed=0)
+    assert {len(e.samples) for e in examples} == {2 if made.unit == "pair" else 1}
+
+
+def test_the_policy_that_begins_the_stage_is_evaluated_too_where_it_is_not_the_reference(mistral):
+    on_policy = replace(mistral, methods={"mkto": Method(KTOConfig(kl="on_policy"))})
+    seconds = {
+        (name, moves): stage(
+            make_plan(
+                replace(recipe, iterate=replace(mistral.iterate, reference=moves)),
+                8,
+                A100,
+                learner=name,
+            ),
+            "reference",
+        ).seconds.low
+        for name, recipe in (("mkto", on_policy), ("grpo", mistral))
+        for moves in ("last", "first")
+    }
+    assert seconds["mkto", "first"] == pytest.approx(2 * seconds["mkto", "last"])
+    assert seconds["grpo", "first"] == seconds["grpo", "last"] > 0  # without a reference
 
 
 def test_faster_gpus_and_more_of_them_take_less_time(mistral):
