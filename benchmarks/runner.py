@@ -4,8 +4,9 @@
     <out>/trajectories.jsonl       every episode, written as it finishes
     <out>/results.json, .md, .tex  config, versions, interpreter, metrics; tables of them
 
-A run that was killed goes on where it stopped when it is started again. The grading policy is
-no part of what was asked for: the same run is scored again under another one without playing.
+A run that was killed goes on where it stopped when it is started again; episodes that failed in
+the machinery are tried again. The grading policy is no part of what was asked for: the same run
+is scored again under another one without playing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from agents.llm import LLMAgent
 from agents.rollout import CollectConfig, collect, read_collected
 from benchmarks.metrics import summarize
 from benchmarks.report import bench_latex, bench_markdown
-from benchmarks.results import BenchResult, Mismatch, write_result
+from benchmarks.results import FILE, BenchResult, Mismatch, write_result
 from benchmarks.suites import Suite
 from mathenv.env import shared_interpreter
 from mathenv.errors import ConfigError
@@ -73,7 +74,7 @@ def run_bench(
 
     Raises:
         ConfigError: `out` holds a run with other settings, or an argument is wrong.
-        InfraError: most of the first episodes failed in the machinery.
+        InfraError: most of the episodes failed in the machinery.
     """
     if samples < 1:
         raise ConfigError(f"a benchmark needs at least one sample per problem, not {samples}")
@@ -91,11 +92,12 @@ def run_bench(
     if isinstance(interpreter, str):
         interpreter = shared_interpreter(interpreter, Limits())
     started = time.monotonic()
-    with TrajectoryStore(out) as store:
-        report = None if progress is None else (lambda _, done, total: progress(done, total))
-        members = [WeightedAgent(player, samples)]
-        collect(members, problems, store, settings, interpreter=interpreter, progress=report)
     chosen = find_policy(policy)
+    if not _scored_otherwise(out, chosen):
+        with TrajectoryStore(out) as store:
+            report = None if progress is None else (lambda _, done, total: progress(done, total))
+            members = [WeightedAgent(player, samples)]
+            collect(members, problems, store, settings, interpreter=interpreter, progress=report)
     result = BenchResult(
         suite=suite.name,
         agent=player.name,
@@ -113,6 +115,15 @@ def run_bench(
     write_atomic(out / "results.md", bench_markdown(result))
     write_atomic(out / "results.tex", bench_latex([result]))
     return result
+
+
+def _scored_otherwise(out: Path, policy: GradePolicy) -> bool:
+    """Whether the run in `out` is finished, and was scored under another policy."""
+    try:
+        found = json.loads((out / FILE).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(found.get("policy") != policy.record())
 
 
 def regraded(

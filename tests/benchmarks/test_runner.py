@@ -12,7 +12,7 @@ from benchmarks.agent_options import AgentOptions
 from benchmarks.commands.bench import Bench
 from benchmarks.runner import greedy, regraded, run_bench
 from benchmarks.suites import Suite, find_suite
-from mathenv.errors import ConfigError
+from mathenv.errors import ConfigError, InfraError
 from mathenv.store import read_trajectories
 from mathenv.types import Grade, GradeStatus, StopReason, Turn
 
@@ -163,6 +163,37 @@ def test_another_policy_scores_the_same_run_again(tmp_path: Path) -> None:
     assert run_bench(suite, Hundredfold, tmp_path / "out") == replace(
         strict, seconds=pytest.approx(0, abs=1e9)
     )
+
+
+class Unsteady:
+    """The oracle, on an engine that is down for some questions."""
+
+    name = "unsteady"
+
+    def __init__(self, problems, down) -> None:
+        self._oracle, self.down, self.asked = OracleAgent(problems), down, 0
+
+    @asynccontextmanager
+    async def episode(self, question: str, *, sample: int, seed: int):
+        self.asked += 1
+        if question in self.down:
+            raise InfraError("the engine is down")
+        async with self._oracle.episode(question, sample=sample, seed=seed) as episode:
+            yield episode
+
+
+def test_an_episode_that_keeps_failing_does_not_stop_a_finished_run(suite, tmp_path) -> None:
+    agent = Unsteady(suite.load(), {"Half?"})
+    first = run_bench(suite, agent, tmp_path / "out")
+    assert (first.metrics.excluded, first.metrics.pass_at_1.n) == (1, 3)
+    agent.asked = 0
+    assert run_bench(suite, agent, tmp_path / "out").metrics == first.metrics
+    assert agent.asked == 3, "tried again, with two retries"
+    paper = run_bench(suite, agent, tmp_path / "out", policy="paper")
+    assert (agent.asked, paper.metrics.excluded) == (3, 1), "scored without playing"
+    agent.down = set()
+    mended = run_bench(suite, agent, tmp_path / "out", policy="paper")
+    assert (mended.metrics.excluded, mended.metrics.pass_at_1.n) == (0, 4)
 
 
 def test_failures_of_the_machinery_stay_out_under_every_policy(make_trajectory) -> None:
