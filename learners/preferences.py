@@ -110,6 +110,7 @@ class Selection:
     unusable: int = 0
     trajectories: int = 0
     excluded_infra: int = 0
+    truncated: int = 0  # cut off by a token limit, used or not
     excluded_long: int = 0
     excluded_empty: int = 0  # no turn fitted into the token budget
     excluded_error_winner: int = 0
@@ -297,13 +298,15 @@ def by_problem(
                 f"{other.key} and {trajectory.key} have one problem id but different questions: "
                 "give the problems of each source ids of their own"
             )
+        truncated = trajectory.counts and _is_truncated(trajectory)
+        report.truncated += truncated
         if not trajectory.counts:
             report.excluded_infra += 1
         elif trajectory.tokens and len(trajectory.tokens.ids) > rules.max_tokens:
             report.excluded_long += 1
         elif not trajectory.turns:
             report.excluded_empty += 1
-        elif _is_truncated(trajectory) and rules.truncated != "allow":
+        elif truncated and rules.truncated != "allow":
             if rules.truncated == "refuse":
                 raise TrainingError(
                     f"{trajectory.key} was cut off by a token limit: raise the limit, or set "

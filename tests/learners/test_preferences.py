@@ -161,10 +161,16 @@ CUT = {
 def test_truncated_trajectories_are_allowed_left_out_or_refused(make_trajectory, what):
     right = make_trajectory("a", True)
     cut = replace(make_trajectory("a", False, sample=1), **CUT[what])
-    assert len(preference_pairs([right, cut], PairRules(), seed=0)[0]) == 1
+    pairs, report = preference_pairs([right, cut], PairRules(), seed=0)
+    assert len(pairs) == 1
+    assert (report.truncated, report.excluded_truncated) == (1, 0)
+    assert report.counts()["truncated"] == 1, "said where they are used, too"
+    broken = replace(make_trajectory("a", False, sample=2, infra=True), turns=cut.turns)
+    assert preference_pairs([right, cut, broken], PairRules(), seed=0)[1].truncated == 1
     pairs, report = preference_pairs([right, cut], PairRules(truncated="exclude"), seed=0)
     assert pairs == []
     assert (report.excluded_truncated, report.all_right) == (1, 1)
+    assert report.truncated == 1
     with pytest.raises(TrainingError, match=r"a#current#1 was cut off by a token limit"):
         preference_pairs([right, cut], PairRules(truncated="refuse"), seed=0)
     with pytest.raises(ConfigError, match=r"truncated.*'drop'"):
