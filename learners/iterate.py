@@ -3,7 +3,8 @@
 Each iteration samples from a mixture of the current and the previous policy, keeps the
 problems with both right and wrong answers, trains, chooses the checkpoint on validation
 problems, and moves the reference. Every stage writes into its own folder and can be
-killed and started again:
+killed and started again. What a stage began with stays: once the selection is written no
+episode of it is sampled, and an iteration with a result is only read.
 
     iteration-1/rollouts.jsonl     trajectories of the mixture
     iteration-1/selection.json     pairs with provenance, and what was left out and why
@@ -36,8 +37,10 @@ from learners.reporter import Reporter
 from learners.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError
 from mathenv.interpreter import Interpreter
-from mathenv.store import TrajectoryStore, read_trajectories, write_atomic
+from mathenv.store import TrajectoryStore, write_atomic
 from mathenv.types import Problem, Trajectory
+
+_RESULT = "result.json"
 
 ReferenceMoves = int | Literal["last", "first"]
 
@@ -134,6 +137,18 @@ class _Policies:
     reference: Path
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an iteration writes, and by what name it tells of itself.
+
+    No two of a run with several seeds and learners have one name: a tracker's curves go by it.
+    """
+
+    name: str
+    folder: Path
+    reporter: Reporter
+
+
 def iterate(
     start: Path,
     previous: Path,
@@ -163,15 +178,21 @@ def iterate(
     results = []
     for number in range(1, config.iterations + 1):
         folder = run / f"iteration-{number}"
-        prompts = _slice(data.prompts, number, config.iterations)
-        trajectories: Sequence[Trajectory] = data.demonstrations
-        if not learner.from_demonstrations:
-            trajectories = _sample(policies, prompts, config, number, folder, reporter, interpreter)
-        seed = config.seed * 1000 + number
-        examples = _select(learner, trajectories, seed, number, folder, reporter)
-        stage = Stage(policies.current, folder / "train", policies.reference, seed, cache)
-        checkpoints = _train(learner, examples, method, stage, number, reporter)
-        result = _choose(policies, checkpoints, data.validation, config, number, folder, reporter)
+        result = _read_result(policies, number, folder)
+        if result is None:
+            place = _Place(f"seed-{config.seed}/{learner_name}/{folder.name}", folder, reporter)
+            prompts = _slice(data.prompts, number, config.iterations)
+            trajectories: Sequence[Trajectory] = data.demonstrations
+            if not learner.from_demonstrations:
+                trajectories = _sample(policies, prompts, config, number, place, interpreter)
+            seed = config.seed * 1000 + number
+            examples = _select(learner, trajectories, seed, place)
+            stage = Stage(policies.current, folder / "train", policies.reference, seed, cache)
+            with reporter.stage(f"{place.name}/train", None, "steps") as advance:
+                checkpoints = train(learner, examples, method.train, stage, on_step=advance)
+            result = _choose(policies, checkpoints, data.validation, config, number, place)
+        for _, path in step_folders(folder / "train"):
+            drop_state(path)  # here, so that a kill after the result was written leaves none
         results.append(result)
         policies = _next(policies, result.policy, number, config)
     return results
@@ -219,12 +240,17 @@ def _sample(
     prompts: Sequence[Problem],
     config: IterateConfig,
     number: int,
-    folder: Path,
-    reporter: Reporter,
+    place: _Place,
     interpreter: str | Interpreter,
 ) -> list[Trajectory]:
-    """Sample the mixture; what an earlier, killed run finished is kept."""
-    file = folder / "rollouts.jsonl"
+    """Sample the mixture; what an earlier, killed run finished is kept.
+
+    Once examples were chosen nothing is added: an episode that failed then and succeeds now
+    would change what a half trained stage goes on with.
+    """
+    file = place.folder / "rollouts.jsonl"
+    if _is_selected(place.folder):
+        return read_collected(file)
     mixture = (
         ("current", policies.current, config.current_samples),
         ("previous", policies.previous, config.previous_samples),
@@ -232,7 +258,7 @@ def _sample(
     total = len(prompts) * sum(samples for *_, samples in mixture)
     with (
         TrajectoryStore(file) as store,
-        reporter.stage(f"iteration {number}: sampling", total, "trajectories") as advance,
+        place.reporter.stage(f"{place.name}/sampling", total, "trajectories") as advance,
     ):
         for name, path, samples in mixture:
             if all(job.key in store for job in jobs_of([(name, samples)], prompts)):
@@ -252,38 +278,27 @@ def _sample(
     return read_collected(file)
 
 
+def _is_selected(folder: Path) -> bool:
+    """Whether examples were chosen. A selection without any is followed by more sampling."""
+    file = folder / "selection.json"
+    return file.exists() and json.loads(file.read_text())["counts"]["examples"] > 0
+
+
 def _select(
-    learner: Learner,
-    trajectories: Sequence[Trajectory],
-    seed: int,
-    number: int,
-    folder: Path,
-    reporter: Reporter,
+    learner: Learner, trajectories: Sequence[Trajectory], seed: int, place: _Place
 ) -> list[Example]:
     """Make training examples and write down which, and what was left out."""
     examples, selection = learner.examples(trajectories, seed=seed)
-    record = {"counts": selection.counts(), "provenance": selection.provenance}
-    write_atomic(folder / "selection.json", json.dumps(record, indent=1))
-    reporter.say(
-        f"iteration {number}: {selection.examples} examples from {selection.problems_used} of "
+    if not _is_selected(place.folder):
+        record = {"counts": selection.counts(), "provenance": selection.provenance}
+        write_atomic(place.folder / "selection.json", json.dumps(record, indent=1))
+    place.reporter.say(
+        f"{place.name}: {selection.examples} examples from {selection.problems_used} of "
         f"{selection.problems} problems ({selection.all_right} always right, "
-        f"{selection.all_wrong} never right, {selection.excluded_infra} episodes excluded)"
+        f"{selection.all_wrong} never right, {selection.excluded_infra} episodes excluded, "
+        f"{selection.truncated} cut off by a token limit)"
     )
     return examples
-
-
-def _train(
-    learner: Learner,
-    examples: Sequence[Example],
-    method: Method,
-    stage: Stage,
-    number: int,
-    reporter: Reporter,
-) -> list[Path]:
-    if (stage.out.parent / "result.json").exists():  # finished before: optimizer states are gone
-        return [path for _, path in step_folders(stage.out)]
-    with reporter.stage(f"iteration {number}: {learner.name}", None, "steps") as advance:
-        return train(learner, examples, method.train, stage, on_step=advance)
 
 
 def _choose(
@@ -292,8 +307,7 @@ def _choose(
     validation: Sequence[Problem],
     config: IterateConfig,
     number: int,
-    folder: Path,
-    reporter: Reporter,
+    place: _Place,
 ) -> IterationResult:
     """Choose the best checkpoint on validation, the latest of equals.
 
@@ -301,40 +315,71 @@ def _choose(
     evidence of a gain, and every move away from a good policy can cost.
     """
     candidates = {"before": policies.current} | {path.name: path for path in checkpoints}
-    scores = {}
-    with reporter.stage(
-        f"iteration {number}: validation", len(candidates) * len(validation), "problems"
-    ) as advance:
-        for index, (name, path) in enumerate(candidates.items()):
-            file = folder / "validation" / f"{name}.jsonl"
-            trajectories = evaluate(path, validation, file, config)
-            advance((index + 1) * len(validation))
-            scores[name] = mean_reward(trajectories)
-    best = max(reversed([path.name for path in checkpoints]), key=lambda name: scores[name])
-    if scores[best] <= scores["before"]:
-        best = "before"
-    warnings = diagnose(scores, len(validation), folder / "train" / "metrics.jsonl")
+    total = len(candidates) * len(validation)
+    played: dict[str, list[Trajectory]] = {}
+    with place.reporter.stage(f"{place.name}/validation", total, "problems") as advance:
+        for name, path in candidates.items():
+            file = place.folder / "validation" / f"{name}.jsonl"
+            played[name] = evaluate(path, validation, file, config)
+            advance(len(played) * len(validation))
+        scores = {name: mean_reward(episodes) for name, episodes in played.items()}
+        best = max(reversed([path.name for path in checkpoints]), key=lambda name: scores[name])
+        if scores[best] <= scores["before"]:
+            best = "before"
+        advance(total, figures={"accuracy": scores[best], "before": scores["before"]})
+    warnings = diagnose(
+        scores,
+        len(validation),
+        place.folder / "train" / "metrics.jsonl",
+        before=_rewards(played["before"]),
+        after=_rewards(played[best]),
+    )
     for warning in warnings:
-        reporter.say(f"iteration {number}: {warning}")
+        place.reporter.say(f"{place.name}: {warning}")
     result = IterationResult(
         number, candidates[best], scores[best], scores["before"], scores, tuple(warnings)
     )
-    write_atomic(folder / "result.json", json.dumps({**asdict(result), "policy": best}, indent=1))
-    for _, path in step_folders(folder / "train"):
-        drop_state(path)
+    row = {**asdict(result), "policy": best}
+    write_atomic(place.folder / _RESULT, json.dumps(row, indent=1))
     return result
+
+
+def _read_result(policies: _Policies, number: int, folder: Path) -> IterationResult | None:
+    """Return what an earlier run chose in an iteration, or None where it did not get that far."""
+    file = folder / _RESULT
+    if not file.exists():
+        return None
+    row = json.loads(file.read_text())
+    best = row["policy"]
+    return IterationResult(
+        number,
+        policies.current if best == "before" else folder / "train" / best,
+        row["validation"],
+        row["validation_before"],
+        row["scores"],
+        tuple(row["warnings"]),
+    )
+
+
+def _rewards(episodes: Sequence[Trajectory]) -> dict[str, float]:
+    return {t.problem.id: t.reward for t in episodes if t.counts}
 
 
 def evaluate(
     policy: Path, problems: Sequence[Problem], file: Path, config: IterateConfig
 ) -> list[Trajectory]:
-    """Play every problem once, greedily within the config's limits. Resumable."""
+    """Play every problem once, greedily within the config's limits. Resumable.
+
+    Once all are played, those that failed in the machinery stay out and need no engine again,
+    unless they are most: remove the file beside this one (`failed_path`) to play them.
+    """
     with TrajectoryStore(file) as store:
-        if len(store) < len(problems):
+        failed = len(read_collected(file)) - len(store)
+        if len(store) + failed < len(problems) or failed > len(store):
             sampling = replace(config.sampling, temperature=0.0)
             opening = partial(_open, policy, sampling, config, "greedy", 1)
             collect_with(opening, _cluster(config), problems, store, config.collect)
-    return list(read_trajectories(file))
+    return read_collected(file)
 
 
 @contextmanager

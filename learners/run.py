@@ -140,7 +140,7 @@ def fine_tune(run: Path, recipe: Recipe, sets: ProblemSets, reporter: Reporter) 
     learner = make_learner("sft", recipe.methods.get("sft", Method()).loss)
     examples, _ = learner.examples(demonstrations, seed=recipe.seed)
     stage = Stage(base, folder / "train", seed=recipe.seed)
-    with reporter.stage("supervised fine-tuning", None, "steps") as advance:
+    with reporter.stage(f"seed-{recipe.seed}/sft/train", None, "steps") as advance:
         done = folder / "done"
         if not done.exists():
             train(learner, examples, recipe.sft, stage, on_step=advance)
@@ -217,12 +217,16 @@ def _play_solutions(
 ) -> Path:
     """Write reference solutions as trajectories, with real interpreter output."""
     file = folder / "demonstrations.jsonl"
+    if file.exists() and (folder / "train").exists():
+        return file  # training has begun: one that failed then must not join later
     direct = [p for p in problems if _is_direct(p, recipe.problems)]
     with_tool = [p for p in problems if not _is_direct(p, recipe.problems)]
     config = CollectConfig(horizon=recipe.iterate.collect.horizon, seed=recipe.seed)
     with (
         TrajectoryStore(file) as store,
-        reporter.stage("demonstrations", len(problems), "trajectories") as advance,
+        reporter.stage(
+            f"seed-{recipe.seed}/sft/demonstrations", len(problems), "trajectories"
+        ) as advance,
     ):
         for agent, shown in (
             (OracleAgent(with_tool), with_tool),

@@ -1,24 +1,33 @@
 import json
 import math
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+from gymnasium.utils.seeding import np_random
 
+from agents.rollout import failed_path
 from learners import iterate as loop
 from learners import learner as registry
 from learners import reference
+from learners import train as stages
 from learners.checkpoint import read_manifest, step_folders
 from learners.iterate import Data, IterateConfig, Method, evaluate, iterate, mean_reward
 from learners.learner import register_learner
 from learners.lora import LoRA
 from learners.recipe import load_recipe
 from learners.reporter import Reporter
+from learners.run import fine_tune
 from learners.sft import SFT
 from learners.train import TrainConfig
-from mathenv.errors import ConfigError, TrainingError
-from mathenv.store import read_trajectories
+from mathenv.env import shared_interpreter
+from mathenv.errors import ConfigError, InfraError, TrainingError
+from mathenv.interpreter import Limits
+from mathenv.store import TrajectoryStore, read_trajectories
+from mathenv.types import ExecutionResult, ExecutionStatus, Grade, GradeStatus, StopReason
 
 STILL = TrainConfig(lr=1e-12, batch_size=8, checkpoints=1)  # trains, and changes nothing
 LEARNS = TrainConfig(lr=1e-2, epochs=20, batch_size=5, checkpoints=1)
@@ -33,10 +42,19 @@ def data(micro):
 def go(micro, data, tmp_path):
     """Run the loop in the micro world, with changes."""
 
-    def go(learner="mdpo", *, method=micro.method, run=tmp_path / "run", **changes):
+    def go(
+        learner="mdpo",
+        *,
+        method=micro.method,
+        run=tmp_path / "run",
+        reporter=None,
+        interpreter="local",
+        **changes,
+    ):
         config = replace(micro.recipe.iterate, **changes)
         start = micro.start
-        return iterate(start.policy, start.previous, data, learner, method, config, run)
+        where = (run, reporter, interpreter)
+        return iterate(start.policy, start.previous, data, learner, method, config, *where)
 
     return go
 
@@ -75,6 +93,64 @@ def record(monkeypatch):
         return calls
 
     return record
+
+
+class Unsteady:
+    """An interpreter that is down in the episodes with these seeds."""
+
+    def __init__(self, *seeds):
+        # As the environment draws a session's seed from its own.
+        self.down = {int(np_random(seed)[0].integers(2**31)) for seed in seeds}
+        self._real = shared_interpreter("local", Limits())
+        self.description = self._real.description
+
+    def session(self, *, seed=0):
+        return Down() if seed in self.down else self._real.session(seed=seed)
+
+
+class Down:
+    def run(self, code):
+        return ExecutionResult(ExecutionStatus.INFRA, "the sandbox is down")
+
+    def close(self):
+        pass
+
+
+class Listening(Reporter):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.stages, self.lines, self.figures = [], [], {}
+
+    @contextmanager
+    def stage(self, name, total, unit):
+        self.stages.append(name)
+        yield lambda done, total=None, figures=None: self.figures.update({name: figures})
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+@pytest.fixture
+def crash(monkeypatch):
+    """Run something and end it when a function of a module is reached for the `call`-th time."""
+
+    def crash(work, module, name, call=1):
+        calls = []
+        real = getattr(module, name)
+
+        def dying(*args, **kwargs):
+            calls.append(name)
+            if len(calls) == call:
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, dying)
+            with pytest.raises(KeyboardInterrupt):
+                work()
+
+    return crash
 
 
 def rollouts(run, number=1):
@@ -318,13 +394,168 @@ def test_killed_at_random_moments_it_ends_with_the_same_result(
         assert parts[0].read_text() == parts[1].read_text()
 
 
-def test_a_kill_after_training_does_not_train_again(go, tmp_path, record):
-    first = go("raft", iterations=1)
-    folder = tmp_path / "run" / "iteration-1"
-    shutil.rmtree(folder / "validation")
-    trains = record(loop, "train")
-    assert go("raft", iterations=1) == first
-    assert trains == []
+def test_a_kill_after_training_does_not_train_again(go, tmp_path, crash):
+    first = go("raft", iterations=1, run=tmp_path / "whole")
+    crash(lambda: go("raft", iterations=1), loop, "evaluate")
+    weights = sorted((tmp_path / "run").rglob("model.safetensors"))
+    stamps = [file.stat().st_mtime_ns for file in weights]
+    (again,) = go("raft", iterations=1)
+    assert again.scores == first[0].scores
+    assert stamps == [file.stat().st_mtime_ns for file in weights]
+
+
+def test_a_kill_after_the_result_leaves_no_optimizer_states(go, tmp_path, crash):
+    crash(lambda: go("raft", iterations=1), loop, "drop_state")
+    assert list(tmp_path.rglob("trainer.pt"))
+    go("raft", iterations=1)
+    assert not list(tmp_path.rglob("trainer.pt"))
+
+
+def test_the_choice_is_not_made_again(go, tmp_path, record):
+    first = go("raft")
+    for folder in tmp_path.glob("run/iteration-*/validation"):
+        shutil.rmtree(folder)
+    plays = record(loop, "collect_with")
+    assert go("raft") == first
+    assert plays == []
+
+
+# --- episodes that fail in the machinery
+
+
+@pytest.fixture
+def unsteady(go, tmp_path):
+    """An interpreter that is down in an episode that a run would train on, and nowhere else."""
+    go("mdpo", run=tmp_path / "found", iterations=1)
+    folder = tmp_path / "found" / "iteration-1"
+    pairs = json.loads((folder / "selection.json").read_text())["provenance"]
+    seeds = {t.key: t.seed for t in rollouts(tmp_path / "found") if t.turns[0].code is not None}
+    used = [seeds[pair[side]] for pair in pairs for side in pair if pair[side] in seeds]
+    return Unsteady(used[0])
+
+
+def failures(run, number=1):
+    file = failed_path(run / f"iteration-{number}" / "rollouts.jsonl")
+    return [t.key for t in read_trajectories(file)] if file.exists() else []
+
+
+def selected(run, number=1):
+    return (run / f"iteration-{number}" / "selection.json").read_text()
+
+
+def weights(run):
+    return {str(f.relative_to(run)): f.read_bytes() for f in sorted(run.rglob("*.safetensors"))}
+
+
+@pytest.mark.parametrize("mended", [False, True])
+def test_a_failed_episode_does_not_change_a_stage_that_was_begun(
+    go, unsteady, crash, tmp_path, mended
+):
+    """Half trained, the run ends as one that was never stopped, whatever works by then."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    go("mdpo", run=whole, iterations=1, interpreter=unsteady)
+    begun = partial(go, "mdpo", iterations=1, interpreter=unsteady)
+    crash(begun, stages, "save_checkpoint", call=2)
+    assert failures(run) == failures(whole) != []
+    assert [p.name for _, p in step_folders(run / "iteration-1" / "train")] != []
+    if mended:
+        unsteady.down.clear()
+    begun()
+    assert (failures(run), selected(run)) == (failures(whole), selected(whole))
+    assert results(run) == results(whole)
+    assert weights(run) == weights(whole)
+    counts = json.loads(selected(run))["counts"]
+    assert counts["excluded_infra"] == len(failures(run))
+
+
+@pytest.mark.parametrize("mended", [False, True])
+def test_a_failed_episode_does_not_wake_a_finished_run(go, unsteady, record, tmp_path, mended):
+    first = go("mdpo", interpreter=unsteady)
+    files = {f: f.read_bytes() for f in tmp_path.glob("run/**/*") if f.is_file()}
+    assert failures(tmp_path / "run")
+    if mended:
+        unsteady.down.clear()
+    loads = record(loop, "load_policy")
+    assert go("mdpo", interpreter=unsteady) == first
+    assert loads == []
+    assert {f: f.read_bytes() for f in files} == files
+
+
+@pytest.mark.parametrize("mended", [False, True])
+def test_a_failed_episode_is_tried_again_before_any_is_selected(
+    go, unsteady, crash, tmp_path, mended
+):
+    run = tmp_path / "run"
+    begun = partial(go, "mdpo", iterations=1, interpreter=unsteady)
+    crash(begun, loop, "_select")
+    lacking = failures(run)
+    assert lacking
+    if mended:
+        unsteady.down.clear()
+    begun()
+    assert failures(run) == ([] if mended else lacking)
+    assert len(rollouts(run)) + len(failures(run)) == 12 * (4 + 2)
+
+
+def test_an_interpreter_that_is_down_stops_the_run(go, tmp_path):
+    class Broken(Unsteady):
+        def session(self, *, seed=0):
+            return Down()
+
+    for _ in range(2):
+        with pytest.raises(InfraError, match=r"failed in the machinery.*the interpreter"):
+            go("mdpo", iterations=1, interpreter=Broken())
+    assert not (tmp_path / "run" / "iteration-1" / "selection.json").exists()
+    go("mdpo", iterations=1)
+    assert failures(tmp_path / "run") == []
+
+
+def broken(trajectory):
+    grade = Grade(False, GradeStatus.INFRA, detail="the sandbox is down")
+    return replace(trajectory, stop_reason=StopReason.INFRA, grade=grade)
+
+
+def fail(file, count):
+    """Let the last episodes of a finished store have failed."""
+    stored = list(read_trajectories(file))
+    file.unlink()
+    with TrajectoryStore(file) as kept, TrajectoryStore(failed_path(file)) as apart:
+        for index, trajectory in enumerate(stored):
+            if index < len(stored) - count:
+                kept.append(trajectory)
+            else:
+                apart.append(broken(trajectory))
+
+
+def test_an_evaluation_that_is_done_needs_no_engine_again(micro, tmp_path, record):
+    file, (policy, problems) = tmp_path / "e.jsonl", (micro.start.policy, micro.sets.validation)
+    whole = evaluate(policy, problems, file, micro.recipe.iterate)
+    fail(file, 1)
+    loads = record(loop, "load_policy")
+    found = evaluate(policy, problems, file, micro.recipe.iterate)
+    assert loads == []
+    assert [t.counts for t in found] == [True] * 5 + [False]
+    fail(file, 3)
+    failed_path(file).write_text("")
+    failed = [broken(t) for t in whole[1:]]
+    with TrajectoryStore(failed_path(file)) as apart:
+        for trajectory in failed:
+            if trajectory.key not in {t.key for t in read_trajectories(file)}:
+                apart.append(trajectory)
+    evaluate(policy, problems, file, micro.recipe.iterate)
+    assert len(loads) == 1, "most had failed: played again"
+
+
+def test_a_failed_demonstration_does_not_join_what_was_trained_on(micro, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(micro.run, run)
+    fail(run / "sft" / "demonstrations.jsonl", 1)
+    start = fine_tune(run, micro.recipe, micro.sets, Reporter())
+    assert len(start.demonstrations) == 19
+    assert failed_path(run / "sft" / "demonstrations.jsonl").exists()
+    shutil.rmtree(run / "sft" / "train")  # nothing was trained: it may be played now
+    (run / "sft" / "done").unlink()
+    assert len(fine_tune(run, micro.recipe, micro.sets, Reporter()).demonstrations) == 20
 
 
 # --- what is refused, and what is told
@@ -367,24 +598,31 @@ def test_a_policy_that_is_never_right_ends_in_an_error_that_says_so(micro, data,
     assert selection["counts"]["all_wrong"] == 12
 
 
-def test_the_reporter_hears_of_every_stage(micro, data, tmp_path):
-    class Listening(Reporter):
-        def __init__(self):
-            self.stages, self.lines = [], []
-
-        def stage(self, name, total, unit):
-            self.stages.append(name)
-            return super().stage(name, total, unit)
-
-        def say(self, text):
-            self.lines.append(text)
-
+def test_the_reporter_hears_of_every_stage_by_seed_learner_and_iteration(go):
     reporter = Listening()
-    config = replace(micro.recipe.iterate, iterations=1)
-    start = micro.start
-    iterate(start.policy, start.previous, data, "mdpo", micro.method, config, tmp_path, reporter)
-    assert [s.partition(": ")[2] for s in reporter.stages] == ["sampling", "mdpo", "validation"]
+    (result,) = go("mdpo", iterations=1, seed=3, reporter=reporter)
+    names = ["sampling", "train", "validation"]
+    assert reporter.stages == [f"seed-3/mdpo/iteration-1/{name}" for name in names]
+    assert reporter.lines[0].startswith("seed-3/mdpo/iteration-1: ")
     assert "examples from" in reporter.lines[0]
+    assert "0 episodes excluded, " in reporter.lines[0]
+    assert reporter.lines[0].endswith(" cut off by a token limit)")
+    assert reporter.figures["seed-3/mdpo/iteration-1/train"]["loss"]
+    assert reporter.figures["seed-3/mdpo/iteration-1/validation"] == {
+        "accuracy": result.validation,
+        "before": result.validation_before,
+    }
+
+
+def test_the_diagnosis_is_given_what_was_solved_before_and_after(go, coached, record, tmp_path):
+    calls = record(loop, "diagnose")
+    (result,) = go(coached, method=Method(train=LEARNS), iterations=1)
+    folder = tmp_path / "run" / "iteration-1" / "validation"
+    (((_, count, _), given_),) = calls
+    for side, name in (("before", "before"), ("after", result.policy.name)):
+        played = list(read_trajectories(folder / f"{name}.jsonl"))
+        assert given_[side] == {t.problem.id: t.reward for t in played}
+        assert len(given_[side]) == count
 
 
 def test_evaluate_goes_on_where_it_stopped_and_counts_only_what_counts(
