@@ -10,8 +10,17 @@ What a block of a Markdown page is, is said by its language and title:
     ```toml                    is read as TOML
     <!-- not run: REASON -->   before a block: it does not run, and the reason is reported.
                                Its Python is compiled, its `mathenv` commands are parsed.
+    <!-- needs NAME, NAME -->  it runs where these are: `docker` and `vllm` where
+                               MATHENV_TEST_ENGINES names them, `data` where the data folder lies
+                               beside the repository, `minutes` among the slow tests.
+    <!-- in small: COMMAND FLAGS; COMMAND FLAGS -->
+                               the flags are added to each of its commands that begin so, as in
+                               `mathenv bench --limit 4`
 
-Called as a program with a page, this file runs that page in the working directory.
+A page says `--model DIR` and the like. What it calls so is there when it is tested (STANDS_FOR).
+
+Called as a program with a page and what it may need, this file runs that page in the working
+directory.
 """
 
 from __future__ import annotations
@@ -19,22 +28,28 @@ from __future__ import annotations
 import ast
 import asyncio
 import doctest
+import fcntl
 import inspect
 import io
+import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
+
+from mathenv.problems import load_problems
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("mathenv", "agents", "learners", "benchmarks")
@@ -49,6 +64,9 @@ PAGES = sorted(
 SHELLS = ("bash", "sh")
 SHOWN = ("text", "math")  # neither code nor data
 NOT_RUN = re.compile(r"<!-- not run: (.+?) -->", re.S)
+NEEDS = re.compile(r"<!-- needs (.+?) -->", re.S)
+IN_SMALL = re.compile(r"<!-- in small: (.+?) -->", re.S)
+ENGINES = ("docker", "vllm")
 PRINTS, PRINTS_LIKE = "prints", "prints something like"
 TITLE = re.compile(r'title="([^"]+)"')
 LONGEST = 900  # seconds, on a machine that does much else
@@ -57,7 +75,11 @@ TOP_LEVEL_AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One fenced block. `reason` says why it does not run, empty where it does."""
+    """One fenced block.
+
+    `reason` says why it does not run, empty where it does; `needs` what must be there; `small`
+    which flags its commands get.
+    """
 
     page: str
     line: int
@@ -65,6 +87,8 @@ class Block:
     title: str
     text: str
     reason: str
+    needs: frozenset[str]
+    small: str
 
     @property
     def place(self) -> str:
@@ -86,7 +110,6 @@ def blocks_of(page: Path) -> list[Block]:
             assert token.map is not None
             language, _, rest = token.info.partition(" ")
             title = TITLE.search(rest)
-            reason = NOT_RUN.search(before)
             found.append(
                 Block(
                     name_of(page),
@@ -94,11 +117,18 @@ def blocks_of(page: Path) -> list[Block]:
                     language,
                     title[1] if title else "",
                     token.content,
-                    " ".join(reason[1].split()) if reason else "",
+                    said(NOT_RUN, before),
+                    frozenset(filter(None, said(NEEDS, before).split(", "))),
+                    said(IN_SMALL, before),
                 )
             )
-        before = token.content if token.type == "html_block" else ""
+        before = before + token.content if token.type == "html_block" else ""
     return found
+
+
+def said(marker: re.Pattern[str], comments: str) -> str:
+    found = marker.search(comments)
+    return " ".join(found[1].split()) if found else ""
 
 
 def indented_of(page: Path) -> str:
@@ -126,13 +156,13 @@ def compiled(block: Block) -> object:
     return compile(block.text, block.place, "exec", flags=TOP_LEVEL_AWAIT)
 
 
-def run_page(page: Path) -> None:
-    """Run the blocks of a page in the working directory, in their order.
+def run_page(page: Path, having: Set[str] = frozenset()) -> None:
+    """Run the blocks of a page that need nothing else, in the working directory, in their order.
 
     Raises whatever a block raises; AssertionError where one prints something else than the
     page says.
     """
-    blocks = blocks_of(page)
+    blocks = [block for block in blocks_of(page) if block.needs <= having]
     write_files(blocks, Path())
     namespace = {"__name__": "__main__"}
     printed = ""
@@ -162,7 +192,7 @@ def run_block(block: Block, namespace: dict[str, object]) -> str:
                 asyncio.run(awaited)
         return output.getvalue()
     if block.language in SHELLS:
-        command = ["bash", "-euo", "pipefail", "-c", block.text]
+        command = ["bash", "-euo", "pipefail", "-c", added(block.small) + block.text]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
             command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PATH": path}
@@ -174,32 +204,200 @@ def run_block(block: Block, namespace: dict[str, object]) -> str:
     return ""
 
 
+def added(small: str) -> str:
+    """Return shell functions that add flags to commands: `mathenv bench --limit 4; ...`."""
+    cases = defaultdict(str)
+    for rule in filter(None, small.split("; ")):
+        command, dashes, flags = rule.partition(" --")
+        program, _, begins = command.partition(" ")
+        cases[program] += f"""{shlex.quote(begins)}*) command {program} "$@" {dashes}{flags} ;;\n"""
+    return "".join(
+        f"""{name}() {{ case "$*" in {case}*) command {name} "$@" ;; esac }}\n"""
+        for name, case in cases.items()
+    )
+
+
 if __name__ == "__main__":
     sys.path.append("")  # files of the page can be imported, as in an interactive session
-    run_page(Path(sys.argv[1]))
+    run_page(Path(sys.argv[1]), set(sys.argv[2:]))
     raise SystemExit
 
 BLOCKS = {page: blocks_of(page) for page in PAGES}
 RUN = ("python", *SHELLS)
-RUNNABLE = [p for p in PAGES if any(b.language in RUN and not b.reason for b in BLOCKS[p])]
 LEFT_OUT = [block for blocks in BLOCKS.values() for block in blocks if block.reason]
+DATA = ROOT.parent / "shared" / "data"
+SITE = "site-packages"  # beside a page that is tested
 
 
-def run_in(folder: Path, page: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", __file__, str(page)],
+def guesses() -> list[int]:
+    """What the model DIR answers."""
+    return sorted(int(problem.answer) for problem in load_problems("words", "train", limit=4))
+
+
+def make_problems(folder: Path) -> None:
+    """Write sums of which the model DIR guesses a quarter."""
+    folder.mkdir(parents=True)
+    sums = [(guess - a, a) for a in range(1, 16) for guess in guesses()]
+    rows = [
+        {"question": f"What is {a} + {b}?", "answer": str(a + b), "solution": [f"{a} + {b}"]}
+        for a, b in sums
+    ]
+    for name, some in (("train", rows[:40]), ("test", rows[40:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+
+
+def make_gsm8k(file: Path) -> None:
+    row = {"question": "What is 6 * 7?", "answer": "It is 6*7=<<6*7=42>>42.\n#### 42"}
+    file.write_text(json.dumps(row) + "\n")
+
+
+def make_package(path: Path) -> None:
+    """Install the tutorial's learner as a package, where `run_in` looks for packages."""
+    code = next(b.text for b in BLOCKS[ROOT / "docs/tutorial.md"] if "class Hinge(" in b.text)
+    installed = path.parent / SITE
+    info = installed / "my_package-1.0.dist-info"
+    info.mkdir(parents=True)
+    (installed / "my_package.py").write_text(code)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[mathenv.learners]\nhinge = my_package:Hinge\n")
+
+
+# What the pages call so, as a user has it. DIR is a model, which the fixture `model` makes.
+STANDS_FOR: dict[str, Callable[[Path], None]] = {
+    "data/mine": make_problems,
+    "gsm8k.jsonl": make_gsm8k,
+    "my_package": make_package,
+    "DATA": lambda path: path.symlink_to(DATA),
+    "../shared": lambda path: path.symlink_to(DATA.parent),
+    # Commands that are given from the root of the repository.
+    "mathenv": lambda path: path.symlink_to(ROOT / "mathenv"),
+    "tests": lambda path: path.symlink_to(ROOT / "tests"),
+}
+
+
+def stand_ins(page: Path, having: Set[str], folder: Path, model: Callable[[], Path]) -> None:
+    """Put what the blocks that run mention and STANDS_FOR knows into a folder."""
+    blocks = [b for b in BLOCKS[page] if not b.reason and b.needs <= having]
+    text = "\n".join(f"{block.text}\n{block.small}" for block in blocks)
+
+    def named(name: str) -> bool:
+        follows = "/" if name in ("mathenv", "tests") else r"(?![\w-])"
+        return bool(re.search(rf"(?<![\w./-]){re.escape(name)}{follows}", text))
+
+    for name, make in STANDS_FOR.items():
+        if named(name):
+            make(folder / name)
+    if named("DIR"):
+        (folder / "DIR").symlink_to(model())
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Callable[[], Path]:
+    """Return a function that makes the model DIR, once for all workers of a run."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made() -> Path:
+        folder = shared / "readme-model"
+        with (shared / "readme-model.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                make_model(folder)
+        return folder
+
+    return made
+
+
+def make_model(folder: Path) -> None:
+    """Train a model in seconds to guess one of four numbers: that ends episodes, and some right."""
+    from agents.models.transformers import load_tokenizer
+    from agents.rendering import ChatRenderer
+    from agents.tiny import TinyConfig, make_tiny
+    from learners import make_learner
+    from learners.train import Stage, TrainConfig, train
+    from mathenv.types import Grade, GradeStatus, StopReason, Trajectory, Turn
+
+    work = folder.with_suffix(".partial")
+    shape = TinyConfig(hidden=64, layers=1, heads=2, intermediate=128)
+    base = make_tiny(work / "base", config=shape)
+    renderer = ChatRenderer(load_tokenizer(base))
+    shown = []
+    for number, problem in enumerate(load_problems("words", "train", limit=16)):
+        for guess in guesses():
+            turns = (Turn(rf"\boxed{{{guess}}}"),)
+            right = str(guess) == problem.answer
+            shown.append(
+                Trajectory(
+                    problem=problem,
+                    agent="guesser",
+                    sample=len(shown),
+                    seed=number,
+                    turns=turns,
+                    stop_reason=StopReason.ANSWERED,
+                    grade=Grade(right, GradeStatus.CORRECT if right else GradeStatus.INCORRECT),
+                    tokens=renderer.record_turns(problem.question, turns),
+                )
+            )
+    learner = make_learner("sft")
+    examples, _ = learner.examples(shown, seed=0)
+    settings = TrainConfig(lr=1e-2, epochs=5, batch_size=8, checkpoints=1)
+    [trained] = train(learner, examples, settings, Stage(base, work / "sft"))
+    trained.rename(folder)
+
+
+def run_in(folder: Path, page: Path, *having: str) -> subprocess.CompletedProcess[str]:
+    """Run a page in a folder, and end what it has left running: servers, after a failure."""
+    command = [sys.executable, "-W", "error", __file__, str(page), *having]
+    path = os.pathsep.join(map(str, (ROOT, folder / SITE)))
+    run = subprocess.Popen(
+        command,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=LONGEST,
+        start_new_session=True,
     )
+    try:
+        output, errors = run.communicate(timeout=LONGEST)
+        return subprocess.CompletedProcess(command, run.returncode, output, errors)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+
+
+def runs_of(page: Path) -> Iterator[tuple[Path, frozenset[str]]]:
+    """Yield the page with each set of needs that some block of it has."""
+    blocks = [block for block in BLOCKS[page] if block.language in RUN and not block.reason]
+    for needs in sorted({block.needs for block in blocks}, key=sorted):
+        yield page, needs
+
+
+def marks(needs: frozenset[str]) -> Iterator[pytest.MarkDecorator]:
+    named = os.environ.get("MATHENV_TEST_ENGINES", "").split(",")
+    for engine in needs.intersection(ENGINES).difference(named):
+        reason = f"MATHENV_TEST_ENGINES does not name {engine} (make test-engines)"
+        yield pytest.mark.skip(reason=reason)
+    if "data" in needs:
+        yield pytest.mark.skipif(not DATA.exists(), reason="the data folder is not here")
+    if "minutes" in needs:
+        yield pytest.mark.slow
 
 
 @pytest.mark.timeout(LONGEST + 10)
-@pytest.mark.parametrize("page", RUNNABLE, ids=name_of)
-def test_page_runs(page, tmp_path):
-    done = run_in(tmp_path, page)
+@pytest.mark.parametrize(
+    ("page", "needs"),
+    [
+        pytest.param(*run, marks=[*marks(run[1])], id="-".join([name_of(page), *sorted(run[1])]))
+        for page in PAGES
+        for run in runs_of(page)
+    ],
+)
+def test_page_runs(page, needs, tmp_path, model):
+    folder = tmp_path / "page"
+    folder.mkdir()
+    stand_ins(page, needs, folder, model)
+    done = run_in(folder, page, *needs)
     assert done.returncode == 0, done.stderr
 
 
@@ -242,6 +440,8 @@ def test_every_block_says_what_it_is(page):
     for block in BLOCKS[page]:
         known = block.language in (*RUN, *SHOWN, "toml") or block.is_file
         assert known or block.reason, f"{block.place}: {block.language!r} is neither run nor shown"
+        assert block.needs <= {*ENGINES, "data", "minutes"}, f"{block.place}: needs what?"
+        assert not (block.reason and (block.needs or block.small)), block.place
     # An indented block has no language, so nothing here would run it.
     code = re.findall(r"^(?:import |from |with |async |python |pip )", indented_of(page), re.M)
     assert not code
@@ -264,6 +464,29 @@ def test_what_a_page_says_is_compared_with_what_it_prints(tmp_path):
     done = run_in(tmp_path, page)
     assert done.returncode != 0
     assert "but it prints\n3" in done.stderr
+
+
+def test_a_block_runs_in_small_where_what_it_needs_is_there(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "<!-- in small: echo one --more 1; echo --last -->\n"
+        '```sh\necho one two\necho three\n```\n```text title="prints"\n'
+        "one two --more 1\nthree --last\n```\n"
+        '<!-- needs docker, minutes -->\n```python\nopen("ran", "w").close()\n```\n'
+    )
+    for having, runs in ((), False), (("docker",), False), (("docker", "minutes"), True):
+        done = run_in(tmp_path, page, *having)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "ran").exists() == runs
+
+
+def test_a_server_that_a_block_left_running_is_ended(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```sh\nsleep 1000 > log 2>&1 &\necho $! > pid\nfalse\n```\n")
+    done = run_in(tmp_path, page)
+    assert "exit status 1" in done.stderr
+    status = Path("/proc", (tmp_path / "pid").read_text().strip(), "stat")
+    assert not status.exists() or status.read_text().rpartition(") ")[2].startswith("Z")
 
 
 def test_commands_are_found_in_shell_text():

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The interpreter's tests in real containers: tests/engines/docker.sh FOLDER_OF_PYTEST
+# The interpreter's tests in real containers, and the pages' commands for Docker:
+# tests/engines/docker.sh FOLDER_OF_PYTEST
 #
 # Uses the Docker engine that answers. Without one, root on Debian gets one by apt, which runs
 # for the time of the tests only; its images stay in $MATHENV_ENGINES for the next time.
@@ -16,6 +17,13 @@ skip() {
     exit 0
 }
 
+started='' tagged=''
+finish() {
+    [[ -z $tagged ]] || docker rmi -f python:3.12-slim >/dev/null || true
+    [[ -z $started ]] || { kill %1; wait %1 || true; umount -q "$state"/exec/netns/*; }
+}
+trap finish EXIT
+
 install_engine() {
     [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null ||
         skip "No Docker engine answers, and only root on Debian can install one here."
@@ -31,7 +39,7 @@ start_engine() {
     # No bridge: the containers have no network, and making one would change the firewall.
     dockerd --data-root "$state/docker" --exec-root "$state/exec" --pidfile "$state/docker.pid" \
         --host "$DOCKER_HOST" --bridge none --iptables=false >"$state/dockerd.log" 2>&1 &
-    trap 'kill %1; wait %1 || true; umount -q "$state"/exec/netns/*' EXIT
+    started=yes
     for _ in {1..120}; do
         docker info >/dev/null 2>&1 && return
         kill -0 %1 2>/dev/null || break
@@ -63,5 +71,8 @@ if docker image inspect python:3.12-slim >/dev/null 2>&1 || timeout 60 docker pu
 else
     import_base
     $build --network host --build-arg PYTHON=mathenv-test-base mathenv
+    # For the tests the base has the name that the pages' own build asks for: it finds all layers.
+    docker tag mathenv-test-base python:3.12-slim
+    tagged=yes
 fi
-MATHENV_TEST_ENGINES=docker "$bin/pytest" -q -n 2 -k docker tests/mathenv
+MATHENV_TEST_ENGINES=docker "$bin/pytest" -q -n 2 -k docker tests/mathenv tests/test_readme.py

