@@ -6,6 +6,7 @@ What needs vLLM itself runs where MATHENV_TEST_ENGINES names it (`make test-engi
 import asyncio
 import os
 import random
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -144,6 +145,32 @@ def answers(model, requests):
         return await asyncio.gather(*map(model.complete, requests))
 
     return asyncio.run(ask())
+
+
+@needs_vllm
+@pytest.mark.timeout(900)
+def test_samples_of_a_problem_share_its_prompt_and_turns_what_came_before(tiny, monkeypatch):
+    """Only whole blocks are found, and the last token that was sampled is not computed yet."""
+    block, prompt, new, samples = 32, list(range(5, 105)), 40, 8
+    model = VLLMModel.load(tiny, options=VLLMOptions(dtype="float32", block_size=block))
+    cached, generate = [], model._engine.generate
+
+    async def watched(*request):
+        async for output in generate(*request):
+            cached.append(output.num_cached_tokens)
+            yield output
+
+    monkeypatch.setattr(model._engine, "generate", watched)
+    try:
+        asked = [replace(seeded(prompt, seed), max_new_tokens=new) for seed in range(samples)]
+        first, *_ = answers(model, asked[:1]) + answers(model, asked[1:])
+        next_turn = [*prompt, *first.ids, *range(5, 25)]
+        answers(model, [seeded(next_turn, 0)])
+    finally:
+        model.close()
+    in_blocks = len(prompt) // block * block
+    assert cached[:samples] == [0] + [in_blocks] * (samples - 1)
+    assert cached[samples:] == [(len(prompt) + new - 1) // block * block]
 
 
 @needs_vllm
