@@ -34,7 +34,8 @@ asked_for = "docker" in os.environ.get("MATHENV_TEST_ENGINES", "").split(",")
 needs_engine = pytest.mark.skipif(
     not asked_for, reason="needs a Docker engine: make test-engines starts one"
 )
-SMALL = Limits(cell_seconds=1.0, memory_bytes=512 << 20)
+# Cells that end by themselves are not late on a busy machine; the others cost these seconds.
+SMALL = Limits(cell_seconds=3.0, grace_seconds=2.0, memory_bytes=512 << 20)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def containers_of(api, pid: int) -> list[str]:
     return [entry["Id"] for entry in found]
 
 
-def wait_for(condition, seconds: float = 20.0) -> bool:
+def wait_for(condition, seconds: float = 100.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -217,7 +218,7 @@ def test_same_results_as_on_this_machine(small, monkeypatch):
 
 @needs_engine
 def test_a_dead_container_is_replaced_and_its_neighbours_go_on(api):
-    with DockerInterpreter(SMALL, containers=2) as interpreter:
+    with DockerInterpreter(replace(SMALL, cell_seconds=60.0), containers=2) as interpreter:
         first, second = interpreter.session(), interpreter.session()
         for session in (first, second):
             session.run("kept = 1")
@@ -226,7 +227,7 @@ def test_a_dead_container_is_replaced_and_its_neighbours_go_on(api):
         busy.run("1")
         assert busy._container is first._container
         threading.Timer(0.5, api.kill, [first._container._id]).start()
-        in_flight = busy.run("import time\ntime.sleep(0.9)\nwhile True:\n    pass")
+        in_flight = busy.run("while True:\n    pass")
         assert in_flight.status is ExecutionStatus.INFRA
         assert in_flight.session_lost
         assert first.run("kept").status is ExecutionStatus.INFRA
@@ -291,7 +292,7 @@ def test_sessions_wait_for_room_and_forgotten_ones_make_room():
         time.sleep(0.5)
         assert results == []
         first.close()
-        waiting.join(20)
+        waiting.join(100)
         assert results == ["2"]
         gc.collect()
         assert interpreter.session().run("3").output == "3"
@@ -360,11 +361,11 @@ def test_close_leaves_nothing(api):
     assert len(set(containers_of(api, os.getpid())) - before) == 2
     interpreter.close()
     interpreter.close()
-    assert set(containers_of(api, os.getpid())) <= before
+    assert wait_for(lambda: set(containers_of(api, os.getpid())) <= before)
     assert session.run("1").status is ExecutionStatus.INFRA
     with pytest.raises(ConfigError, match="closed"):
         interpreter.session().run("1")
-    assert wait_for(lambda: threading.active_count() == threads)
+    assert wait_for(lambda: threading.active_count() <= threads)
 
 
 @needs_engine
@@ -375,7 +376,7 @@ def test_forgotten_interpreter_ends_with_its_last_reference(api):
     assert len(set(containers_of(api, os.getpid())) - before) == 1
     del session
     gc.collect()
-    assert set(containers_of(api, os.getpid())) <= before
+    assert wait_for(lambda: set(containers_of(api, os.getpid())) <= before)
 
 
 FORKED = """

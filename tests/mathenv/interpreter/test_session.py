@@ -266,9 +266,9 @@ def test_background_threads_rest_between_cells(session):
         "threading.Thread(target=spin, daemon=True).start()\n"
         "time.process_time()"
     )
-    time.sleep(0.5)
+    time.sleep(2.0)
     used = float(session.run("time.process_time()").output) - float(started.output)
-    assert used < 0.4
+    assert used < 1.0  # some, until the thread is stopped and once it goes on
 
 
 def test_files_live_in_an_empty_scratch_folder(interpreter, session):
@@ -354,7 +354,8 @@ def test_max_sessions_makes_the_next_one_wait(make_interpreter):
         thread.start()
         assert not done.wait(0.3)
         first.close()
-        thread.join(10)
+        assert done.wait(60)
+        thread.join()
         assert results == ["2"]
         second.close()
 
