@@ -146,7 +146,7 @@ def test_an_episode_may_be_closed_before_it_ends(agent):
         async with agent.episode(question, sample=0, seed=0):
             pass
         async with agent.episode(question, sample=0, seed=0) as episode:
-            return await asyncio.wait_for(episode.act(question), 20)
+            return await asyncio.wait_for(episode.act(question), 60)
 
     assert asyncio.run(leave()) is not None
 

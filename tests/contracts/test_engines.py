@@ -160,7 +160,11 @@ def _vllm_server(tiny, serve):
         yield OpenAIModel(ServerOptions(f"http://127.0.0.1:{port}/v1"), name="engine")
     finally:
         server.terminate()
-        server.wait(60)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
@@ -300,20 +304,23 @@ def test_many_sessions_at_once_get_each_their_own_answer(engine):
 def test_a_cancelled_request_harms_nobody(engine):
     expected = complete(engine, ask(1)).ids
 
-    async def run():
+    async def run(seconds):
         async def one(request):
             async with engine.session() as session:
                 return await session.complete(request)
 
         lost = asyncio.create_task(one(ask(0)))
         kept = asyncio.create_task(one(ask(1)))
-        await asyncio.sleep(0.005)
-        lost.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await lost
-        return (await kept).ids
+        await asyncio.sleep(seconds)
+        cancelled = lost.cancel()
+        await asyncio.wait([lost])
+        assert lost.cancelled() == cancelled
+        return cancelled, (await kept).ids
 
-    assert asyncio.run(run()) == expected
+    # In the middle of its work; or earlier, if a busy machine lets us cancel only when all is over.
+    tried = [asyncio.run(run(seconds)) for seconds in (0.005, 0.001, 0)]
+    assert {ids for _, ids in tried} == {expected}
+    assert tried[-1][0]
     assert complete(engine, ask(1)).ids == expected
 
 

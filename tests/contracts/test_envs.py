@@ -1,5 +1,6 @@
 """What every registered environment of this package must do as a Gymnasium environment."""
 
+import gc
 import warnings
 
 import gymnasium
@@ -16,6 +17,12 @@ IDS = sorted(
 ACTIONS = [code_block("x = 2\nprint(x * 21)"), code_block("print(x)"), "\\boxed{42}"]
 
 pytestmark = pytest.mark.parametrize("env_id", IDS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_of_others():
+    """What other tests of this process have left open is no warning about these."""
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -45,18 +45,18 @@ def test_gym_make_imports_the_package_by_name():
 
 
 def test_import_time_is_mostly_gymnasium():
-    """CPU seconds in one run, as a difference: the machine's speed does not matter."""
+    """CPU seconds in one run, as a ratio (0.06): the machine's speed does not matter."""
     code = (
-        "import time; import gymnasium; a = time.process_time(); import mathenv; "
-        "print(time.process_time() - a)"
+        "import time; clock = time.process_time; a = clock(); import gymnasium; b = clock(); "
+        "import mathenv; print((clock() - b) / (b - a))"
     )
-    seconds = []
+    ratios = []
     for _ in range(3):
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
         )
-        seconds.append(float(done.stdout))
-    assert min(seconds) < 0.15
+        ratios.append(float(done.stdout))
+    assert min(ratios) < 0.5
 
 
 def test_version_is_the_packages():

@@ -339,7 +339,12 @@ def _killed_writers(folder, times: int) -> Iterator[int]:
         process.stdin.write(line)
         process.stdin.flush()
         assert process.stdout.readline() == "ready\n"
-        time.sleep(0.05 + 0.013 * round_)
+        file = folder / "trajectories.jsonl"
+        written = file.stat().st_size
+        while file.stat().st_size < written + 2 * len(line):  # one whole line at least
+            assert process.poll() is None
+            time.sleep(0.001)
+        time.sleep(0.013 * round_)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         process.stdin.close()
