@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from agents.base import SamplingParams
 from agents.rollout import CollectConfig
@@ -41,11 +40,6 @@ NAMES = (
     "mdpo-n3",
     "mdpo-sft-5",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 def micro_problems(folder: Path) -> Path:

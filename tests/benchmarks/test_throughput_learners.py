@@ -43,6 +43,7 @@ def test_a_job_survives_its_file():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_both_sides_end_with_the_same_weights(tmp_path):
     calls = []
     report = learners.measure(

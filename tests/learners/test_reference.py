@@ -256,16 +256,21 @@ def test_killed_while_writing_it_holds_nothing_wrong(file):
     for _ in range(8):
         child = os.fork()
         if child == 0:
-            with LogProbCache(file) as kept:
-                for number in range(10**9):
-                    kept.put(str(number).encode(), torch.full((3000,), float(number)))
-        before = last
-        while last == before:  # at least one value more
-            with LogProbCache(file) as kept:
-                last += kept.get(str(last).encode()) is not None
-        time.sleep(rng.uniform(0, 0.02))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+            try:
+                with LogProbCache(file) as kept:
+                    for number in range(10**9):
+                        kept.put(str(number).encode(), torch.full((3000,), float(number)))
+            finally:
+                os._exit(1)
+        try:
+            before = last
+            while last == before:  # at least one value more
+                with LogProbCache(file) as kept:
+                    last += kept.get(str(last).encode()) is not None
+            time.sleep(rng.uniform(0, 0.02))
+        finally:  # or it would fill the disk
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
         with LogProbCache(file) as kept:
             for number in range(10**9):
                 value = kept.get(str(number).encode())
