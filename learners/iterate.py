@@ -60,6 +60,7 @@ class IterateConfig:
         collect: episodes in flight, horizon and so on.
         engine: what samples and evaluates, one engine at a time and none while training.
         rendering: how conversations are written, in demonstrations too.
+        interpreter: what runs the code, in demonstrations too: this machine's sandbox or Docker.
         ray: sample and evaluate with several workers, each with its own engine: the address of
             a Ray cluster, `auto`, or `local` to start one here. Left out: in this process.
         workers, worker_cpus, worker_gpus: how many, and what Ray reserves for each.
@@ -74,6 +75,7 @@ class IterateConfig:
     collect: CollectConfig = field(default_factory=CollectConfig)
     engine: EngineOptions = field(default_factory=EngineOptions)
     rendering: RenderOptions = field(default_factory=RenderOptions)
+    interpreter: Literal["local", "docker"] = "local"
     ray: str | None = None
     workers: int = 2
     worker_cpus: float = 1.0
@@ -158,13 +160,14 @@ def iterate(
     config: IterateConfig,
     run: Path,
     reporter: Reporter | None = None,
-    interpreter: str | Interpreter = "local",
+    interpreter: str | Interpreter | None = None,
     cache: Path | None = None,
 ) -> list[IterationResult]:
     """Run the loop from the policy `start` and return one result per iteration.
 
     `previous` is the second member of the first mixture (paper: an earlier SFT epoch).
-    `interpreter` runs the sampled episodes' code; validation is always played locally.
+    `interpreter` runs the sampled episodes' code in the place of the config's, which validation
+    is always played with.
     `cache` keeps log-probs of the reference, for other runs too; left out: a file in `run`.
 
     Raises:
@@ -184,7 +187,8 @@ def iterate(
             prompts = _slice(data.prompts, number, config.iterations)
             trajectories: Sequence[Trajectory] = data.demonstrations
             if not learner.from_demonstrations:
-                trajectories = _sample(policies, prompts, config, number, place, interpreter)
+                runs_code = interpreter or config.interpreter
+                trajectories = _sample(policies, prompts, config, number, place, runs_code)
             seed = config.seed * 1000 + number
             examples = _select(learner, trajectories, seed, place)
             stage = Stage(policies.current, folder / "train", policies.reference, seed, cache)
@@ -378,7 +382,14 @@ def evaluate(
         if len(store) + failed < len(problems) or failed > len(store):
             sampling = replace(config.sampling, temperature=0.0)
             opening = partial(_open, policy, sampling, config, "greedy", 1)
-            collect_with(opening, _cluster(config), problems, store, config.collect)
+            collect_with(
+                opening,
+                _cluster(config),
+                problems,
+                store,
+                config.collect,
+                interpreter=config.interpreter,
+            )
     return read_collected(file)
 
 

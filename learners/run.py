@@ -105,7 +105,8 @@ def prepare(run: Path, recipe: Recipe) -> None:
     """Open the run folder and pin it to the recipe.
 
     Raises:
-        ConfigError: the folder belongs to another recipe.
+        ConfigError: the folder belongs to another recipe, or Docker lacks its package or image.
+        InfraError: what runs the code cannot be started here.
     """
     torch.set_num_threads(recipe.threads)
     run.mkdir(parents=True, exist_ok=True)
@@ -126,7 +127,7 @@ def prepare(run: Path, recipe: Recipe) -> None:
     manifest = {
         "recipe": wanted,
         "environment": environment(),
-        "interpreter": shared_interpreter("local", Limits()).description,
+        "interpreter": shared_interpreter(recipe.iterate.interpreter, Limits()).description,
         "grading": STRICT.record(),
     }
     write_atomic(file, json.dumps(manifest, indent=1))
@@ -237,6 +238,7 @@ def _play_solutions(
                 shown,
                 store,
                 config,
+                interpreter=recipe.iterate.interpreter,
                 progress=lambda _, done, __: advance(done),
             )
     return file

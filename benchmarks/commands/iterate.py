@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 
+from benchmarks.agent_options import InterpreterName
 from benchmarks.experiment import LearnerRun, run_experiment
 from benchmarks.learning import LearningReporter
 from benchmarks.report import stage_rows, stage_table
@@ -37,6 +38,8 @@ class Iterate:
         out: the run folder.
         learners: which learners to run (default: the recipe's): mdpo, dpo, raft, sft, ...
         seeds: seeds to run (default: the recipe's).
+        interpreter: what runs the code, this machine's sandbox or Docker (default: the
+            recipe's).
         wandb: log to Weights and Biases (`WANDB_MODE=offline` keeps it on this machine).
         settings: the recipe's own settings.
     """
@@ -45,6 +48,7 @@ class Iterate:
     out: Path = Path("runs/iterate")
     learners: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
+    interpreter: InterpreterName | None = None
     wandb: bool = False
     settings: Annotated[Recipe, tyro.conf.arg(name="")] = field(
         default_factory=lambda: load_recipe(_DEFAULT_RECIPE)
@@ -67,15 +71,21 @@ class Iterate:
         learners = self.learners or (self.settings.learner,)
         for name in learners:
             make_learner(name)  # a wrong name is an error now, not after an hour
-        require(self.settings)
-        seeds = self.seeds or (self.settings.seed,)
+        recipe = self._recipe()
+        require(recipe)
+        seeds = self.seeds or (recipe.seed,)
         reporter: Reporter = LearningReporter()
         if self.wandb:
-            reporter = WandbReporter(reporter, self.out, self.settings)
-        runs = run_experiment(self.settings, self.out, learners, seeds, reporter)
+            reporter = WandbReporter(reporter, self.out, recipe)
+        runs = run_experiment(recipe, self.out, learners, seeds, reporter)
         if isinstance(reporter, WandbReporter):
             reporter.close()
         _show(runs, self.out, time.monotonic() - started)
+
+    def _recipe(self) -> Recipe:
+        iterate = self.settings.iterate
+        chosen = self.interpreter or iterate.interpreter
+        return replace(self.settings, iterate=replace(iterate, interpreter=chosen))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +98,20 @@ class Demo:
     Args:
         out: the run folder.
         seed: fixes every random choice.
+        interpreter: what runs the code, this machine's sandbox or Docker.
         wandb: log to Weights and Biases (`WANDB_MODE=offline` keeps it on this machine).
     """
 
     out: Path = Path("runs/demo")
     seed: int = 0
+    interpreter: InterpreterName = "local"
     wandb: bool = False
 
     def run(self) -> None:
         """Run or resume the demo."""
-        Iterate(out=self.out, seeds=(self.seed,), wandb=self.wandb).run()
+        Iterate(
+            out=self.out, seeds=(self.seed,), interpreter=self.interpreter, wandb=self.wandb
+        ).run()
 
 
 def _show(runs: list[LearnerRun], out: Path, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,6 +72,17 @@ def test_bench_with_the_oracle(rows: Path, tmp_path: Path) -> None:
     result = json.loads((tmp_path / "results" / "own-oracle" / "results.json").read_text())
     assert result["metrics"]["pass_at_1"]["value"] == 1.0
     assert result["metrics"]["tool_use"]["code_turns"]["value"] == 1.0
+
+
+@pytest.mark.parametrize("command", ["demo", "iterate"])
+def test_the_main_job_asks_for_docker_where_it_is_told_to(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    done = mathenv(tmp_path, command, "--interpreter", "docker", "--out", "run")
+    assert done.returncode != 0
+    assert re.search("no Docker engine answers|needs the docker package", done.stderr)
+    assert "Traceback" not in done.stderr
 
 
 def test_bench_several_suites(tmp_path: Path) -> None:

@@ -20,10 +20,13 @@ from learners.checkpoint import step_folders
 from learners.recipe import load_recipe
 from learners.reporter import Reporter
 from learners.run import fine_tune, prepare, run_iterations
-from mathenv.errors import ConfigError
+from mathenv import env
+from mathenv.errors import ConfigError, MathEnvError
+from mathenv.interpreter import Limits
 from mathenv.store import read_trajectories
 
 ENGINES = os.environ.get("MATHENV_TEST_ENGINES", "").split(",")
+NO_DOCKER = "no Docker engine answers|needs the docker package"
 
 
 def needs(engine):
@@ -90,13 +93,48 @@ def test_the_engine_is_the_one_that_was_asked_for(micro, tmp_path):
     assert exact == pytest.approx(rounded, abs=0.2)
 
 
+@pytest.fixture
+def no_engine(monkeypatch, tmp_path):
+    """Leave Docker no engine to ask."""
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    monkeypatch.delitem(env._shared, ("docker", Limits()), raising=False)
+
+
+def test_every_stage_runs_its_code_where_the_recipe_says(micro, tmp_path, no_engine):
+    """There is no engine, so each stage that would ask it fails, and by its name."""
+    recipe = once(micro, interpreter="docker")
+    with pytest.raises(MathEnvError, match=NO_DOCKER):
+        prepare(tmp_path / "new", recipe)
+    shutil.copytree(micro.run / "base", tmp_path / "run" / "base")
+    with pytest.raises(MathEnvError, match=NO_DOCKER):
+        fine_tune(tmp_path / "run", recipe, micro.sets, Reporter())
+    with pytest.raises(MathEnvError, match=NO_DOCKER):
+        run_iterations(tmp_path / "run", recipe, micro.sets, micro.start, Reporter())
+    assert not list((tmp_path / "run" / "raft").rglob("selection.json")), "it failed in sampling"
+    file = tmp_path / "greedy.jsonl"
+    with pytest.raises(MathEnvError, match=NO_DOCKER):
+        loop.evaluate(micro.start.policy, micro.sets.validation, file, recipe.iterate)
+
+
+@needs("docker")
+def test_a_whole_run_plays_in_docker(micro, tmp_path):
+    recipe, run = once(micro, interpreter="docker"), tmp_path / "run"
+    prepare(run, recipe)
+    assert json.loads((run / "manifest.json").read_text())["interpreter"]["host"] == "docker"
+    start = fine_tune(run, recipe, micro.sets, Reporter())
+    assert [t.turns for t in start.demonstrations] == [t.turns for t in micro.start.demonstrations]
+    run_iterations(run, recipe, micro.sets, start, Reporter())
+    assert len(rollouts(run)) == 12 * (4 + 2)
+
+
 def test_a_run_that_an_earlier_version_began_goes_on(micro, tmp_path):
     """Its manifest lacks the settings that came since."""
     shutil.copy(micro.run / "manifest.json", tmp_path)
     file = tmp_path / "manifest.json"
     manifest = json.loads(file.read_text())
     assert manifest["recipe"]["iterate"]["engine"]["kind"] == "transformers"
-    for name in ("engine", "rendering", "ray", "workers", "worker_cpus", "worker_gpus"):
+    newer = ("engine", "rendering", "interpreter", "ray", "workers", "worker_cpus", "worker_gpus")
+    for name in newer:
         del manifest["recipe"]["iterate"][name]
     file.write_text(json.dumps(manifest))
     prepare(tmp_path, micro.recipe)
