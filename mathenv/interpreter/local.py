@@ -143,8 +143,10 @@ class LocalSession:
         self, process: Process, reply: dict[str, Any], interrupted: bool
     ) -> tuple[ExecutionStatus, list[str | int]]:
         status, text, omitted = reply.get("status"), reply.get("text"), reply.get("omitted")
-        if status not in ("ok", "error", "memory") or not isinstance(text, str):
-            status, text = "died", "SessionDied: the session sent an unreadable reply"
+        # A text is no longer than the memory; a number of 4,301 digits could not be printed.
+        sound = type(omitted) is int and 0 <= omitted <= self._interpreter.limits.memory_bytes
+        if status not in ("ok", "error", "memory") or not isinstance(text, str) or not sound:
+            status, text, omitted = "died", "SessionDied: the session sent an unreadable reply", 0
         if status == "died" or reply.get("lost"):
             self._discard()
         elif reply.get("threads") != 1:  # threads of this cell must not use CPU between cells
@@ -156,7 +158,7 @@ class LocalSession:
             text = f"TimeoutError: the cell was interrupted after {seconds:g} s; names are {names}"
             return ExecutionStatus.TIMEOUT, [text]
         half = len(text) // 2
-        if isinstance(omitted, int) and omitted > 0:
+        if omitted:
             return ExecutionStatus(status), [clean(text[:half]), omitted, clean(text[half:])]
         return ExecutionStatus(status), [clean(text)]
 
@@ -180,7 +182,8 @@ def _cause_of_death(
     report: dict[str, Any], limits: Limits
 ) -> tuple[ExecutionStatus, list[str | int]]:
     code = int(report["code"])
-    if code == -signal.SIGKILL:  # a cell cannot send this: the kernel or an operator did
+    # A cell cannot send this, and has no timer or limit that does: the kernel or an operator did.
+    if code == -signal.SIGKILL:
         # Half: the kernel enforces the limit by counting ticks, which is not what it reports.
         if report["cpu"] >= 0.5 * limits.session_cpu_seconds:
             text = (
@@ -193,8 +196,15 @@ def _cause_of_death(
         raise InfraError(f"the session was killed from outside after {used}")
     if code == -signal.SIGSYS:
         return ExecutionStatus.BLOCKED, ["SessionDied: forbidden system call"]
-    how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+    how = f"with exit code {code}" if code >= 0 else f"by {_name_of(-code)}"
     return ExecutionStatus.DIED, [f"SessionDied: the Python process ended {how}"]
+
+
+def _name_of(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name
+        return f"signal {number}"
 
 
 class LocalInterpreter:

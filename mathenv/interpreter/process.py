@@ -119,14 +119,16 @@ class Process:
             self.signal(signal.SIGKILL)
             self.ended(FORK_SECONDS)
         pid = reply.get("pid")
-        adopt = {"op": "adopt", "pid": self.pid, "copy": pid if isinstance(pid, int) else 0}
+        possible = type(pid) is int and 0 < pid < 1 << 22  # the kernel's PID_MAX_LIMIT
+        adopt = {"op": "adopt", "pid": self.pid, "copy": pid if possible else 0}
         try:
             answer, (pidfd,) = self.zygote.request(adopt, [])
             copy._attach(answer["pid"], pidfd)
         except InfraError as error:
             if not self.zygote.alive():
                 raise
-            return clean(str(reply.get("error", error)))[:500]
+            said = reply.get("error")
+            return clean(said if isinstance(said, str) else str(error))[:500]
         return ""
 
     def _attach(self, pid: int, pidfd: int) -> None:
@@ -141,7 +143,8 @@ class Process:
         reply = self.receive(time.monotonic() + REQUEST_SECONDS, OutputBuffer(1000), 1 << 20)
         if isinstance(reply, dict) and "ready" in reply:
             return
-        detail = reply.get("setup_error") if isinstance(reply, dict) else reply.value
+        said = reply.get("setup_error") if isinstance(reply, dict) else reply.value
+        detail = clean(said)[:500] if isinstance(said, str) else "an unreadable reply"
         if reply is End.LATE and failure is InfraError:
             failure = SlowStartError
         raise failure(f"the session could not be set up: {detail}")
@@ -189,7 +192,8 @@ class Process:
         if data:
             output.add(data)
         else:  # every writer has closed it; poll would report that for ever
-            self._poll.unregister(self.output)
+            with contextlib.suppress(KeyError):  # taken off already: `drain` looks again
+                self._poll.unregister(self.output)
         return len(data)
 
     def drain(self, output: OutputBuffer, most: int) -> None:

@@ -26,11 +26,11 @@ _COLUMN, _AUDIT_ARCH = _MACHINES.get(platform.machine(), (-1, 0))
 # name, x86-64 number, aarch64 number ("-": the machine has no such call), taken from
 # the kernel's asm/unistd_64.h and asm-generic/unistd.h. An allow-list: what is not here
 # is refused, so a call added to a later kernel is refused too. chmod, utime and truncate
-# by path are left out because Landlock (the last one: before ABI 3) does not cover them.
+# by path are left out because Landlock (the last one: before ABI 3) does not cover them;
+# timer_create because its signal may be SIGKILL, by which we know the kernel and operators.
 _ALLOWED = """
 read 0 63; write 1 64; readv 19 65; writev 20 66; pread64 17 67; pwrite64 18 68
-preadv 295 69; pwritev 296 70; preadv2 327 286; pwritev2 328 287; open 2 -; openat 257 56
-recvmsg 47 212
+preadv 295 69; pwritev 296 70; preadv2 327 286; pwritev2 328 287; recvmsg 47 212
 close 3 57; close_range 436 436; lseek 8 62; sendfile 40 71; copy_file_range 326 285
 mprotect 10 226; munmap 11 215; mremap 25 216; brk 12 214; madvise 28 233
 msync 26 227; mincore 27 232; membarrier 324 283
@@ -49,12 +49,11 @@ epoll_create1 291 20; epoll_ctl 233 21; epoll_wait 232 -; epoll_pwait 281 22
 eventfd 284 -; eventfd2 290 19; timerfd_create 283 85; timerfd_settime 286 86
 timerfd_gettime 287 87; nanosleep 35 101; clock_nanosleep 230 115; clock_gettime 228 113
 clock_getres 229 114; gettimeofday 96 169; time 201 -; times 100 153; getitimer 36 102
-setitimer 38 103; alarm 37 -; pause 34 -; timer_create 222 107; timer_settime 223 110
-timer_gettime 224 108; timer_delete 226 111; timer_getoverrun 225 109
+setitimer 38 103; alarm 37 -; pause 34 -
 getpid 39 172; getppid 110 173; gettid 186 178; getpgrp 111 -; getpgid 121 155
 getsid 124 156; getuid 102 174; geteuid 107 175; getgid 104 176; getegid 108 177
 getresuid 118 148; getresgid 120 150; getgroups 115 158; getrusage 98 165
-getrlimit 97 163; setrlimit 160 164; getpriority 140 141; sched_yield 24 124
+getrlimit 97 163; getpriority 140 141; sched_yield 24 124
 sched_getaffinity 204 123; sched_getparam 143 121; sched_getscheduler 145 120
 sched_get_priority_max 146 125; sched_get_priority_min 147 126; getcpu 309 168
 uname 63 160; sysinfo 99 179; getrandom 318 278; futex 202 98; set_robust_list 273 99
@@ -65,6 +64,7 @@ landlock_create_ruleset 444 444; landlock_add_rule 445 445; landlock_restrict_se
 # Allowed for some arguments only, see `_argument_rules`.
 _CHECKED = """
 clone 56 220; prctl 157 167; prlimit64 302 261; ioctl 16 29; fcntl 72 25; mmap 9 222
+open 2 -; openat 257 56; setrlimit 160 164
 """
 # glibc falls back to an older call on ENOSYS, but not on EPERM.
 _ABSENT = "clone3 435 435; epoll_pwait2 441 441"
@@ -322,7 +322,7 @@ def _landlock_rule(ruleset: int, path: str | int, rights: int) -> None:
 
 _KILL, _NOTIFY, _ALLOW, _ERRNO = 0x80000000, 0x7FC00000, 0x7FFF0000, 0x00050000
 _EPERM, _ENOSYS = _ERRNO | 1, _ERRNO | 38
-_LOAD, _JUMP_EQUAL, _JUMP_GE, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _AND, _JUMP_EQUAL, _JUMP_GE, _JUMP_SET, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
 _Instruction = tuple[int, int, int, int]
 
 # The copy of a session is a child of the zygote (CLONE_PARENT), with SIGCHLD at its end.
@@ -336,13 +336,17 @@ _LOAD_NUMBER = [
 ]
 
 
-def _argument(index: int) -> _Instruction:
-    # struct seccomp_data: nr, arch, ip, args[6]; the low half of a little-endian argument
-    return (_LOAD, 0, 0, 16 + 8 * index)
+def _argument(index: int, high: bool = False) -> _Instruction:
+    # struct seccomp_data: nr, arch, ip, args[6]; one half of a little-endian argument
+    return (_LOAD, 0, 0, 16 + 8 * index + (4 if high else 0))
 
 
 def _when(value: int, verdict: int, jump: int = _JUMP_EQUAL) -> list[_Instruction]:
     return [(jump, 0, 1, value), (_RETURN, 0, 0, verdict)]
+
+
+def _unless(value: int, verdict: int) -> list[_Instruction]:
+    return [(_JUMP_EQUAL, 1, 0, value), (_RETURN, 0, 0, verdict)]
 
 
 def _argument_rules(forks: bool) -> dict[str, list[_Instruction]]:
@@ -355,18 +359,34 @@ def _argument_rules(forks: bool) -> dict[str, list[_Instruction]]:
     # F_SETOWN, F_SETSIG, F_SETOWN_EX could aim a signal at another process.
     owner = [rule for value in (8, 10, 15) for rule in _when(value, _EPERM)]
     threads = _when(_CLONE_THREAD, _ALLOW, _JUMP_SET)
-    # Writable memory that a copy of the session would share. MAP_SHARED is 1, PROT_WRITE 2.
-    shared = [(_JUMP_SET, 0, 3, 1), _argument(2), *_when(2, _EPERM, _JUMP_SET)]
+    # Memory that a copy of the session would share: MAP_SHARED (1) with MAP_ANONYMOUS (0x20),
+    # which mprotect could make writable later, or with PROT_WRITE (2).
+    shared = [*_when(0x20, _EPERM, _JUMP_SET), _argument(2), *_when(2, _EPERM, _JUMP_SET)]
+    # A limit below what it was makes the kernel kill the process, as if from outside. Only
+    # RLIMIT_AS (9) is set: by us, at a MemoryError. Reading is prlimit64 with no new limit.
+    reads = [rule for high in (False, True) for rule in (_argument(2, high), *_unless(0, _EPERM))]
+    limits = [*_unless(0, _EPERM), _argument(1), *_when(9, _ALLOW), *reads]
+
+    def opens(flags: int) -> list[_Instruction]:
+        # O_TRUNC (0x200) without access, or for reading: Landlock before ABI 3 asks for no
+        # right to write. Access mode 3 stands for neither.
+        truncates = [rule for mode in (0, 3) for rule in _when(0x200 | mode, _EPERM)]
+        return [_argument(flags), (_AND, 0, 0, 0x203), *truncates, (_RETURN, 0, 0, _ALLOW)]
+
+    # GET_DUMPABLE, SET_NAME, GET_NAME, CAPBSET_READ, SET_VMA; SET_PDEATHSIG (1) to SIGKILL
+    harmless = [rule for value in (3, 15, 16, 23, 0x53564D41) for rule in _when(value, _ALLOW)]
     copies = _when(_FORK_FLAGS, _ALLOW) if forks else []  # then `watch_forks` decides
     return {
         "clone": [_argument(0), *threads, *copies, (_RETURN, 0, 0, _EPERM)],
-        # SET_PDEATHSIG, GET_DUMPABLE, SET_NAME, GET_NAME, CAPBSET_READ, SET_VMA
-        "prctl": only(0, [1, 3, 15, 16, 23, 0x53564D41]),
-        "prlimit64": only(0, [0]),
+        "prctl": [_argument(0), *harmless, *_unless(1, _EPERM), *only(1, [9])],
+        "prlimit64": [_argument(0), *limits, (_RETURN, 0, 0, _ALLOW)],
+        "setrlimit": only(0, [9]),
+        "open": opens(1),
+        "openat": opens(2),
         # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
         "ioctl": only(1, [0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451]),
         "fcntl": [_argument(1), *owner, (_RETURN, 0, 0, _ALLOW)],
-        "mmap": [_argument(3), *shared, (_RETURN, 0, 0, _ALLOW)],
+        "mmap": [_argument(3), (_JUMP_SET, 0, len(shared), 1), *shared, (_RETURN, 0, 0, _ALLOW)],
     }
 
 
@@ -375,7 +395,7 @@ def seccomp_filter(forks: bool) -> bytes:
 
     `forks` lets `fork_here` through; only after `watch_forks`, which decides about it.
     Allowed: files, memory, threads, time. Refused with EPERM: sockets, new processes, exec,
-    signals, ptrace, namespaces, mounts, shared memory, priorities, and all else.
+    signals, ptrace, namespaces, mounts, shared memory, limits, priorities, and all else.
     """
     program: list[_Instruction] = [*_LOAD_NUMBER]
     if _COLUMN == 0:

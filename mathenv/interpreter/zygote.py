@@ -356,7 +356,7 @@ class Zygote:
         """Whether it is a child of ours that has not ended."""
         try:
             return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-        except ChildProcessError:
+        except (OSError, OverflowError):  # the number comes from a session
             return False
 
     def _end_strangers(self, parent: int) -> None:

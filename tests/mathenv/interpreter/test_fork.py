@@ -213,7 +213,8 @@ def test_threads_prevent_a_copy_until_they_end(session):
     with session.fork() as copy:
         assert copy.run("names").output == "['a']"
         # ... and a copy can have threads of its own
-        assert copy.run("t = threading.Thread(target=names.append, args=(1,))\nt.start()\nt.join()")
+        code = "t = threading.Thread(target=names.append, args=(1,))\nt.start()\nt.join()"
+        assert copy.run(code).status is ExecutionStatus.OK
         assert copy.run("names").output == "['a', 1]"
 
 
@@ -298,6 +299,8 @@ BAD_FORKS = {
     "claims its own id": "def bad():\n    fork()\n    return os.getpid()",
     "claims a neighbour": "def bad():\n    fork()\n    return NEIGHBOUR",
     "claims nobody": "def bad():\n    fork() or time.sleep(60)\n    return 99999",
+    "claims no possible id": "def bad():\n    fork() or time.sleep(60)\n    return 10**30",
+    "claims a negative id": "def bad():\n    fork() or time.sleep(60)\n    return -5",
     "claims text": "def bad():\n    fork() or time.sleep(60)\n    return 'x'",
     "forks nothing": "def bad():\n    return 1",
     "tells of an error": "def bad():\n    fork() or time.sleep(60)\n    raise OSError('no')",
