@@ -174,7 +174,8 @@ def _change(before: Sequence[Outcomes], after: Sequence[Outcomes]) -> list[str]:
 
 def _data(row: StageRow) -> dict[str, object]:
     gain = None if row.gain is None else asdict(row.gain)
-    return {"stage": row.name, "pass@1": asdict(row.score), "gain": gain}
+    score = {"stage": row.name, "pass@1": asdict(row.score)}
+    return {**score, "gain": gain, "excluded": row.excluded}
 
 
 def _by_learner(runs: Sequence[LearnerRun]) -> Mapping[str, list[LearnerRun]]:

@@ -27,11 +27,15 @@ from mathenv.types import Trajectory
 
 @dataclass(frozen=True, slots=True)
 class StageRow:
-    """One stage of a run. `gain` is over the first stage, None for the first itself."""
+    """One stage of a run. `gain` is over the first stage, None for the first itself.
+
+    `excluded` episodes are part of no number: they say nothing about the model.
+    """
 
     name: str
     score: Estimate
     gain: Difference | None
+    excluded: int
 
 
 def stage_rows(
@@ -42,33 +46,44 @@ def stage_rows(
     Args:
         stages: (name, test trajectories), the first is what gains are measured against.
     """
-    scored: list[tuple[str, Outcomes]] = [(name, outcomes(runs)) for name, runs in stages]
+    scored: list[Outcomes] = [outcomes(runs) for _, runs in stages]
     rows = []
-    for index, (name, results) in enumerate(scored):
-        gain = paired_bootstrap(scored[0][1], results, seed=seed) if index else None
-        rows.append(StageRow(name, pass_at_1(results, seed=seed), gain))
+    for index, ((name, runs), results) in enumerate(zip(stages, scored, strict=True)):
+        gain = paired_bootstrap(scored[0], results, seed=seed) if index else None
+        excluded = sum(not t.counts for t in runs)
+        rows.append(StageRow(name, pass_at_1(results, seed=seed), gain, excluded))
     return rows
 
 
 def stage_table(rows: Sequence[StageRow], title: str = "") -> Table:
     """Return the rows for the terminal."""
     table = Table(title=title or None)
-    for column in _STAGE_COLUMNS:
+    columns, lines = _stage_cells(rows)
+    for column in columns:
         table.add_column(column, justify="left" if column == "stage" else "right")
-    for row in rows:
-        table.add_row(*_stage_cells(row))
+    for line in lines:
+        table.add_row(*line)
     return table
 
 
 def stage_markdown(rows: Sequence[StageRow]) -> str:
     """Return the rows as a markdown table."""
-    return markdown_table(_STAGE_COLUMNS, [_stage_cells(row) for row in rows])
+    return markdown_table(*_stage_cells(rows))
 
 
 _STAGE_COLUMNS = ("stage", "pass@1", "95% interval", "gain", "95% interval of the gain", "p")
 
 
-def _stage_cells(row: StageRow) -> list[str]:
+def _stage_cells(rows: Sequence[StageRow]) -> tuple[Sequence[str], list[list[str]]]:
+    """Return columns and lines; how many episodes were excluded only where one was."""
+    lines = [_measured(row) for row in rows]
+    if not any(row.excluded for row in rows):
+        return _STAGE_COLUMNS, lines
+    counted = [[*line, str(row.excluded)] for line, row in zip(lines, rows, strict=True)]
+    return (*_STAGE_COLUMNS, "excluded"), counted
+
+
+def _measured(row: StageRow) -> list[str]:
     cells = [row.name, percent(row.score.value), interval(row.score)]
     if row.gain is None:
         return [*cells, "", "", ""]

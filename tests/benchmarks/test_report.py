@@ -36,6 +36,20 @@ def test_stage_tables_show_the_same_numbers(make_trajectory) -> None:
     assert "+50.0" in shown
 
 
+def test_stage_tables_count_what_they_leave_out_where_something_is(make_trajectory) -> None:
+    before = [make_trajectory(str(i), i < 4) for i in range(10)]
+    after = [make_trajectory(str(i), i < 9, infra=i in (0, 5)) for i in range(10)]
+    rows = stage_rows([("SFT", before), ("iteration 1", after)])
+    assert [row.excluded for row in rows] == [0, 2]
+    assert rows[1].score == wilson(7, 8)
+    head, _, first, second = stage_markdown(rows).splitlines()
+    assert head.endswith("| p | excluded |")
+    assert first.endswith("|  | 0 |")
+    assert second.endswith("| 2 |")
+    assert "excluded" in plain(stage_table(rows))
+    assert "excluded" not in stage_markdown(rows[:1]), "nothing was"
+
+
 def test_transcript_holds_everything(make_trajectory) -> None:
     run = make_trajectory("p", True, cells=(ExecutionStatus.OK, ExecutionStatus.TIMEOUT))
     text = plain(transcript(run))
