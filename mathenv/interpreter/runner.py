@@ -85,6 +85,9 @@ def _outlive(host: int, child: int, proc: int, scratch: str | None) -> None:
             os.waitpid(-1, 0)
     host_died = bool(select.select([host], [], [], 0)[0])
     if scratch and host_died:
+        # A cell may have locked folders; all may be this user's, who then must open them.
+        opened = ["chmod", "-R", "u+rwx", "--", scratch]
+        subprocess.run(opened, check=False, stderr=subprocess.DEVNULL)
         subprocess.run(["rm", "-rf", "--", scratch], check=False)
     os._exit(0)
 

@@ -255,7 +255,7 @@ class QuickEpisode:
     def tokens(self):
         return None
 
-for attempt in range(200):
+for attempt in range(2000):
     try:
         store = TrajectoryStore(sys.argv[1])
         break
@@ -276,6 +276,7 @@ def whole_lines(file: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ten_kills_neither_lose_nor_repeat_a_trajectory(tmp_path, interpreter):
     """2,000 trajectories; SIGKILL at random moments, the first before anything is written."""
     file = tmp_path / "t.jsonl"
@@ -759,7 +760,8 @@ def test_waiting_for_a_slot_does_not_count_against_the_turn(gather):
             await asyncio.sleep(0.1)
             return await super().act(observation)
 
-    assert len(gather(Slow(), samples=6, slots=1, turn_seconds=0.5)) == 6
+    # One after another they take longer than a turn may.
+    assert len(gather(Slow(), samples=20, slots=1, turn_seconds=1.5)) == 20
 
 
 # Failures of the machinery.

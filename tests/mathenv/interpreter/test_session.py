@@ -280,6 +280,13 @@ def test_files_live_in_an_empty_scratch_folder(interpreter, session):
         assert other.run("import os\nos.listdir()").output == "[]"
 
 
+def test_a_cell_may_close_its_output(interpreter):
+    """The host sees the pipe's end before the reply: no reason to fail, nor to wait."""
+    with interpreter.session() as session:
+        cell = "import os, time\nfor f in (1, 2, 4):\n    os.close(f)\ntime.sleep(0.3)\n6 * 7"
+        assert session.run(cell).status is ExecutionStatus.OK
+
+
 def test_fifty_threads(interpreter):
     outputs: dict[int, list[str]] = {}
 
