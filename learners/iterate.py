@@ -35,8 +35,9 @@ from learners.learner import Learner, LearnerConfig, make_learner
 from learners.preferences import Example
 from learners.reporter import Reporter
 from learners.train import Stage, TrainConfig, train
+from mathenv.env import SandboxTier, shared_interpreter
 from mathenv.errors import ConfigError
-from mathenv.interpreter import Interpreter
+from mathenv.interpreter import Interpreter, Limits
 from mathenv.store import TrajectoryStore, write_atomic
 from mathenv.types import Problem, Trajectory
 
@@ -61,6 +62,7 @@ class IterateConfig:
         engine: what samples and evaluates, one engine at a time and none while training.
         rendering: how conversations are written, in demonstrations too.
         interpreter: what runs the code, in demonstrations too: this machine's sandbox or Docker.
+        min_tier: the weakest tier of its sandbox that will do; left out: any that works.
         ray: sample and evaluate with several workers, each with its own engine: the address of
             a Ray cluster, `auto`, or `local` to start one here. Left out: in this process.
         workers, worker_cpus, worker_gpus: how many, and what Ray reserves for each.
@@ -76,6 +78,7 @@ class IterateConfig:
     engine: EngineOptions = field(default_factory=EngineOptions)
     rendering: RenderOptions = field(default_factory=RenderOptions)
     interpreter: Literal["local", "docker"] = "local"
+    min_tier: SandboxTier | None = None
     ray: str | None = None
     workers: int = 2
     worker_cpus: float = 1.0
@@ -398,6 +401,8 @@ def _open(
     policy: Path, sampling: SamplingParams, config: IterateConfig, name: str, samples: int
 ) -> Iterator[WorkerSetup]:
     """Open a policy's engine: in this process, or in each worker, where Ray sends this."""
+    if config.min_tier is not None:
+        shared_interpreter(config.interpreter, Limits(), config.min_tier)
     with load_policy(
         policy, sampling, name=name, engine=config.engine, rendering=config.rendering
     ) as agent:

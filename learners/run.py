@@ -35,7 +35,7 @@ from learners.train import Stage, train
 from mathenv.env import shared_interpreter
 from mathenv.errors import ConfigError
 from mathenv.grading import STRICT
-from mathenv.interpreter import Limits
+from mathenv.interpreter import Interpreter, Limits
 from mathenv.manifest import environment
 from mathenv.problems import load_problems
 from mathenv.store import TrajectoryStore, read_trajectories, write_atomic
@@ -127,7 +127,7 @@ def prepare(run: Path, recipe: Recipe) -> None:
     manifest = {
         "recipe": wanted,
         "environment": environment(),
-        "interpreter": shared_interpreter(recipe.iterate.interpreter, Limits()).description,
+        "interpreter": _interpreter(recipe).description,
         "grading": STRICT.record(),
     }
     write_atomic(file, json.dumps(manifest, indent=1))
@@ -238,10 +238,14 @@ def _play_solutions(
                 shown,
                 store,
                 config,
-                interpreter=recipe.iterate.interpreter,
+                interpreter=_interpreter(recipe),
                 progress=lambda _, done, __: advance(done),
             )
     return file
+
+
+def _interpreter(recipe: Recipe) -> Interpreter:
+    return shared_interpreter(recipe.iterate.interpreter, Limits(), recipe.iterate.min_tier)
 
 
 def _is_direct(problem: Problem, config: ProblemsConfig) -> bool:

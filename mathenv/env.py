@@ -24,7 +24,7 @@ from mathenv.grading import GradePolicy, grader_for
 from mathenv.grading.extract import visible_text
 from mathenv.interpreter.base import Interpreter, Limits, Session
 from mathenv.interpreter.docker import DockerInterpreter
-from mathenv.interpreter.local import LocalInterpreter
+from mathenv.interpreter.local import TIERS, LocalInterpreter
 from mathenv.problems import load_problems
 from mathenv.protocol import extract_code, last_boxed, output_block
 from mathenv.spaces import UnicodeText
@@ -84,6 +84,8 @@ class MathToolEnv(gymnasium.Env[str, str]):
             with the same limits and closed at exit) or an `Interpreter`, which the caller
             closes.
         limits: per-session limits of the `"local"` or `"docker"` interpreter.
+        min_tier: refuse an interpreter whose sandbox is weaker: `"namespaces"`, `"seccomp"` or
+            `"rlimits"`, strongest first. Left out: the strongest that works here will do.
         grader: a policy of `mathenv.grading` (`"strict"`, `"paper"`, `"math_verify"`, with
             overrides, or a `GradePolicy`), or a function from (reference answer, last turn)
             to a `Grade`.
@@ -124,6 +126,7 @@ class MathToolEnv(gymnasium.Env[str, str]):
         horizon: int = 6,
         interpreter: str | Interpreter = "local",
         limits: Limits | None = None,
+        min_tier: str | None = None,
         grader: str | GradePolicy | Grader = "strict",
         order: Order = "shuffle",
         render_mode: str | None = None,
@@ -137,12 +140,16 @@ class MathToolEnv(gymnasium.Env[str, str]):
             raise ConfigError(f"render_mode must be None or 'ansi', got {render_mode!r}")
         self.horizon = horizon
         _check_interpreter(interpreter, limits)
+        if min_tier is not None:
+            _check_name(min_tier)
+            if not isinstance(interpreter, str):
+                _check_tier(interpreter, min_tier)
         self.order = order
         self.render_mode = render_mode
         self.observation_space = UnicodeText()
         self.action_space = UnicodeText()
         self._interpreter = interpreter
-        self._limits = limits or Limits()
+        self._limits, self._min_tier = limits or Limits(), min_tier
         self._grader: Grader = (
             grader_for(grader) if isinstance(grader, str | GradePolicy) else grader
         )
@@ -160,11 +167,12 @@ class MathToolEnv(gymnasium.Env[str, str]):
 
         Raises:
             ConfigError: `"docker"` lacks its package or its image.
-            InfraError: it cannot be started. This reaches the caller of `step` as well: a
-                machine without a sandbox is no reason to exclude episode after episode.
+            InfraError: it cannot be started, or is weaker than `min_tier`. This reaches the
+                caller of `step` as well: a machine without a sandbox is no reason to exclude
+                episode after episode.
         """
         if isinstance(self._interpreter, str):
-            self._interpreter = shared_interpreter(self._interpreter, self._limits)
+            self._interpreter = shared_interpreter(self._interpreter, self._limits, self._min_tier)
         return self._interpreter
 
     @property
@@ -366,6 +374,8 @@ class MathToolEnv(gymnasium.Env[str, str]):
         return "\n\n".join(parts) + "\n"
 
 
+SandboxTier = Literal["namespaces", "seccomp", "rlimits"]  # strongest first
+
 INTERPRETERS: dict[str, Callable[[Limits], Interpreter]] = {
     "local": LocalInterpreter,
     "docker": DockerInterpreter,
@@ -374,20 +384,42 @@ _shared: dict[tuple[str, Limits], Interpreter] = {}
 _shared_lock = threading.Lock()
 
 
-def shared_interpreter(name: str, limits: Limits) -> Interpreter:
+def shared_interpreter(name: str, limits: Limits, min_tier: str | None = None) -> Interpreter:
     """Return this process's interpreter of that name and limits. It is closed at exit.
+
+    It has the strongest tier that works here: one below `min_tier` is refused, and whoever
+    asks by name alone, such as an environment, later gets the one that was found good.
 
     Raises:
         ConfigError: there is none of that name, or its package or image is missing.
-        InfraError: no sandbox works on this machine, or no Docker engine answers.
+        InfraError: no sandbox of `min_tier` works on this machine, or no Docker engine answers.
     """
     _check_interpreter(name, limits)
+    if min_tier is not None:
+        _check_name(min_tier)
     with _shared_lock:
         if (name, limits) not in _shared:
             interpreter = _shared[name, limits] = INTERPRETERS[name](limits)
             # Unlike `atexit`, this also runs at the end of `multiprocessing` workers.
             Finalize(None, interpreter.close, exitpriority=100)
-        return _shared[name, limits]
+        interpreter = _shared[name, limits]
+    if min_tier is not None:
+        _check_tier(interpreter, min_tier)
+    return interpreter
+
+
+def _check_name(tier: str) -> None:
+    if tier not in TIERS:
+        raise ConfigError(f"min_tier={tier!r}: choose one of {', '.join(TIERS)}")
+
+
+def _check_tier(interpreter: Interpreter, min_tier: str) -> None:
+    tier = interpreter.description.get("tier")
+    if tier not in TIERS[: TIERS.index(min_tier) + 1]:
+        raise InfraError(
+            f"the sandbox has the tier {tier!r}, weaker than min_tier={min_tier!r}: `mathenv "
+            "doctor` says why no stronger one works here; lower min_tier or use another machine"
+        )
 
 
 def _forget_after_fork() -> None:

@@ -22,7 +22,9 @@ from benchmarks.report import bench_table
 from benchmarks.results import BenchResult
 from benchmarks.runner import greedy, run_bench
 from benchmarks.suites import Suite, find_suites
+from mathenv.env import SandboxTier, shared_interpreter
 from mathenv.errors import ConfigError
+from mathenv.interpreter import Limits
 from mathenv.types import Problem
 
 _SHOWN_MISMATCHES = 20
@@ -57,6 +59,7 @@ class Bench:
         concurrency: episodes played at the same time.
         seed: fixes every random choice.
         interpreter: what runs the code, this machine's sandbox or Docker.
+        min_tier: refuse to run code in a weaker sandbox than this (default: any that works).
         who: the agent.
     """
 
@@ -73,6 +76,7 @@ class Bench:
     concurrency: int = 32
     seed: int = 0
     interpreter: InterpreterName = "local"
+    min_tier: SandboxTier | None = None
     who: AgentOptions = field(default_factory=AgentOptions)
 
     def run(self) -> None:
@@ -143,7 +147,7 @@ class Bench:
                 horizon=max(self.horizon or _PAPER_HORIZON, opened.least_horizon),
                 concurrency=self.concurrency,
                 seed=self.seed,
-                interpreter=self.interpreter,
+                interpreter=shared_interpreter(self.interpreter, Limits(), self.min_tier),
                 policy=self.policy or ("paper" if self.setting == "paper" else "strict"),
                 progress=advance,
                 details=opened.details,

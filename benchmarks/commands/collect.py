@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,8 +36,12 @@ from benchmarks.progress import ConsoleReporter
 from benchmarks.report import percent
 from benchmarks.runner import claim, describe_agent, describe_problems
 from benchmarks.suites import Suite, find_suite
+from mathenv.env import SandboxTier, shared_interpreter
 from mathenv.errors import ConfigError
-from mathenv.store import FILE_NAME, TrajectoryStore
+from mathenv.grading import STRICT
+from mathenv.interpreter import Limits
+from mathenv.manifest import environment
+from mathenv.store import FILE_NAME, TrajectoryStore, write_atomic
 from mathenv.types import Problem
 
 Settle = Callable[[Mapping[str, Any]], CollectConfig]
@@ -58,7 +63,8 @@ class Collect:
         samples = 10
         model = "runs/a/step-200"
 
-    Writes config.json and trajectories.jsonl into a folder. Stopped and started again it
+    Writes config.json, manifest.json (with which versions, sandbox and grader it was played)
+    and trajectories.jsonl into a folder. Stopped and started again it
     goes on where it stopped.
 
     Args:
@@ -76,6 +82,7 @@ class Collect:
         trajectory_seconds: deadline of one episode.
         seed: fixes every random choice.
         interpreter: what runs the code, this machine's sandbox or Docker.
+        min_tier: refuse to run code in a weaker sandbox than this (default: any that works).
         ray: play with several workers on a Ray cluster: its address, `auto`, or `local` to
             start one on this machine. Left out: play in this process.
         workers: how many workers, each with its own engine (with --ray).
@@ -98,6 +105,7 @@ class Collect:
     trajectory_seconds: float = 7200.0
     seed: int = 0
     interpreter: InterpreterName = "local"
+    min_tier: SandboxTier | None = None
     ray: str | None = None
     workers: int = 2
     worker_cpus: float = 1.0
@@ -119,7 +127,7 @@ class Collect:
             for who, samples in members:
                 play(
                     problems,
-                    partial(_open_members, who, problems, samples),
+                    partial(_open_members, who, problems, samples, self.interpreter, self.min_tier),
                     partial(self._settle, suite, problems),
                     lambda _, done, total: advance(done, max(total, expected)),
                 )
@@ -168,6 +176,7 @@ class Collect:
         horizon = max(self.horizon, facts["least_horizon"])
         if self.mixture is None:
             self._claim(suite, problems, facts["agent"], horizon)
+        self._note(facts["interpreter"])
         return CollectConfig(
             horizon=horizon,
             concurrency=self.concurrency,
@@ -185,6 +194,19 @@ class Collect:
         run = {"seed": self.seed, "horizon": horizon, "agent": agent}
         claim(self.out, {**describe_problems(suite, problems), **run})
 
+    def _note(self, interpreter: Mapping[str, str]) -> None:
+        """Write down what plays, unless an earlier call played with the same."""
+        file = self.out / "manifest.json"
+        found = json.loads(file.read_text()) if file.exists() else []
+        record = {
+            "environment": environment(),
+            "interpreter": dict(interpreter),
+            "grading": STRICT.record(),
+        }
+        record = json.loads(json.dumps(record))
+        if record not in found:
+            write_atomic(file, json.dumps([*found, record], indent=1) + "\n")
+
     def _summary(self) -> str:
         trajectories = read_collected(self.out)
         rewards = [reward for group in outcomes(trajectories).values() for reward in group]
@@ -200,10 +222,19 @@ class Collect:
 
 @contextmanager
 def _open_members(
-    who: AgentOptions, problems: Sequence[Problem], samples: int
+    who: AgentOptions,
+    problems: Sequence[Problem],
+    samples: int,
+    interpreter: str,
+    min_tier: str | None,
 ) -> Iterator[WorkerSetup]:
     """Open the agent: in this process, or in each worker, where Ray sends this function."""
+    sandbox = dict(shared_interpreter(interpreter, Limits(), min_tier).description)
     with open_agent(who, problems, samples=samples) as opened:
         agent = {**describe_agent(opened.agent), **opened.details}
-        facts = {"agent": agent, "least_horizon": opened.least_horizon}
+        facts = {
+            "agent": agent,
+            "least_horizon": opened.least_horizon,
+            "interpreter": sandbox,
+        }
         yield WorkerSetup([WeightedAgent(opened.agent, samples)], facts)

@@ -20,6 +20,7 @@ from learners.learner import make_learner
 from learners.preflight import require
 from learners.recipe import Recipe, load_recipe
 from learners.reporter import Reporter
+from mathenv.env import SandboxTier
 
 _DEFAULT_RECIPE = "tiny"
 
@@ -40,6 +41,7 @@ class Iterate:
         seeds: seeds to run (default: the recipe's).
         interpreter: what runs the code, this machine's sandbox or Docker (default: the
             recipe's).
+        min_tier: refuse to run code in a weaker sandbox than this (default: the recipe's).
         wandb: log to Weights and Biases (`WANDB_MODE=offline` keeps it on this machine).
         settings: the recipe's own settings.
     """
@@ -49,6 +51,7 @@ class Iterate:
     learners: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     interpreter: InterpreterName | None = None
+    min_tier: SandboxTier | None = None
     wandb: bool = False
     settings: Annotated[Recipe, tyro.conf.arg(name="")] = field(
         default_factory=lambda: load_recipe(_DEFAULT_RECIPE)
@@ -84,8 +87,12 @@ class Iterate:
 
     def _recipe(self) -> Recipe:
         iterate = self.settings.iterate
-        chosen = self.interpreter or iterate.interpreter
-        return replace(self.settings, iterate=replace(iterate, interpreter=chosen))
+        iterate = replace(
+            iterate,
+            interpreter=self.interpreter or iterate.interpreter,
+            min_tier=self.min_tier or iterate.min_tier,
+        )
+        return replace(self.settings, iterate=iterate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +106,24 @@ class Demo:
         out: the run folder.
         seed: fixes every random choice.
         interpreter: what runs the code, this machine's sandbox or Docker.
+        min_tier: refuse to run code in a weaker sandbox than this (default: any that works).
         wandb: log to Weights and Biases (`WANDB_MODE=offline` keeps it on this machine).
     """
 
     out: Path = Path("runs/demo")
     seed: int = 0
     interpreter: InterpreterName = "local"
+    min_tier: SandboxTier | None = None
     wandb: bool = False
 
     def run(self) -> None:
         """Run or resume the demo."""
         Iterate(
-            out=self.out, seeds=(self.seed,), interpreter=self.interpreter, wandb=self.wandb
+            out=self.out,
+            seeds=(self.seed,),
+            interpreter=self.interpreter,
+            min_tier=self.min_tier,
+            wandb=self.wandb,
         ).run()
 
 

@@ -18,7 +18,9 @@ from benchmarks.agent_options import AgentOptions, InterpreterName, open_agent
 from benchmarks.console import ResultConsole
 from benchmarks.suites import find_suite
 from benchmarks.transcript import action_view, clean, question_panel, verdict_text
+from mathenv.env import SandboxTier, shared_interpreter
 from mathenv.errors import ConfigError
+from mathenv.interpreter import Limits
 from mathenv.store import TrajectoryStore, read_trajectories
 from mathenv.types import Problem, TokenRecord
 
@@ -42,6 +44,7 @@ class Solve:
         horizon: most turns. Raised for the oracle where the solution needs more.
         seed: fixes every random choice.
         interpreter: what runs the code, this machine's sandbox or Docker.
+        min_tier: refuse to run code in a weaker sandbox than this (default: any that works).
         who: the agent.
     """
 
@@ -56,6 +59,7 @@ class Solve:
     horizon: int = 6
     seed: int = 0
     interpreter: InterpreterName = "local"
+    min_tier: SandboxTier | None = None
     who: AgentOptions = field(default_factory=AgentOptions)
 
     def run(self) -> None:
@@ -77,7 +81,7 @@ class Solve:
                     [problem],
                     store,
                     settings,
-                    interpreter=self.interpreter,
+                    interpreter=shared_interpreter(self.interpreter, Limits(), self.min_tier),
                 )
             *_, trajectory = read_trajectories(Path(out))
             console.print(verdict_text(trajectory))

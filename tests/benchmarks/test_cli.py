@@ -8,11 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from benchmarks import cli
+from mathenv import env
+from mathenv.errors import InfraError
+from mathenv.grading import STRICT
+from mathenv.interpreter import Limits, LocalInterpreter
+from mathenv.interpreter.local import TIERS
 from mathenv.store import read_trajectories
 
 COMMAND = [sys.executable, "-c", "from benchmarks.cli import main; main()"]
@@ -287,6 +293,32 @@ def test_collect_then_train(inside, tmp_path: Path, tiny: Path) -> None:
     losses = [json.loads(x)["loss"] for x in (tmp_path / "sft" / "metrics.jsonl").open()]
     assert len(losses) == 2
     assert losses[1] < losses[0]
+
+
+def test_collect_notes_what_it_played_with(inside, tmp_path: Path) -> None:
+    words = ("collect", "words", "--limit", "2", "--out", "demos")
+    for more in ((), ("--n", "2", "--min-tier", "rlimits")):
+        assert inside(*words, *more)[0] == 0
+        (played,) = json.loads((tmp_path / "demos" / "manifest.json").read_text())
+    assert played["interpreter"]["host"] == "local"
+    assert played["interpreter"]["tier"] in TIERS
+    assert played["grading"] == STRICT.record()
+    assert played["environment"]["python"]
+
+
+@pytest.mark.parametrize("command", ["bench words", "collect words", "solve", "iterate", "demo"])
+def test_no_command_runs_code_in_a_weaker_sandbox_than_is_asked_for(
+    command: str, inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(env, "_shared", {})
+    monkeypatch.setitem(env.INTERPRETERS, "local", partial(LocalInterpreter, tier="seccomp"))
+    try:
+        env.shared_interpreter("local", Limits())
+    except InfraError as error:
+        pytest.skip(f"the seccomp tier does not work here: {error}")
+    code, _, errors = inside(*command.split(), "--out", "out", "--min-tier", "namespaces")
+    assert code != 0
+    assert "weaker than min_tier='namespaces'" in " ".join(errors.split())
 
 
 def test_bench_with_a_model_notices_other_weights(inside, tmp_path: Path, tiny: Path) -> None:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -21,8 +22,8 @@ from learners.recipe import load_recipe
 from learners.reporter import Reporter
 from learners.run import fine_tune, prepare, run_iterations
 from mathenv import env
-from mathenv.errors import ConfigError, MathEnvError
-from mathenv.interpreter import Limits
+from mathenv.errors import ConfigError, InfraError, MathEnvError
+from mathenv.interpreter import Limits, LocalInterpreter
 from mathenv.store import read_trajectories
 
 ENGINES = os.environ.get("MATHENV_TEST_ENGINES", "").split(",")
@@ -116,6 +117,31 @@ def test_every_stage_runs_its_code_where_the_recipe_says(micro, tmp_path, no_eng
         loop.evaluate(micro.start.policy, micro.sets.validation, file, recipe.iterate)
 
 
+def test_no_stage_runs_code_in_a_weaker_sandbox_than_the_recipe_allows(
+    micro, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(env, "_shared", {})
+    monkeypatch.setitem(env.INTERPRETERS, "local", partial(LocalInterpreter, tier="seccomp"))
+    try:
+        env.shared_interpreter("local", Limits())
+    except InfraError as error:
+        pytest.skip(f"the seccomp tier does not work here: {error}")
+    recipe = once(micro, min_tier="namespaces")
+    shutil.copytree(micro.run / "base", tmp_path / "run" / "base")
+    file = tmp_path / "greedy.jsonl"
+    for stage in (
+        lambda: prepare(tmp_path / "new", recipe),
+        lambda: fine_tune(tmp_path / "run", recipe, micro.sets, Reporter()),
+        lambda: run_iterations(tmp_path / "run", recipe, micro.sets, micro.start, Reporter()),
+        lambda: loop.evaluate(micro.start.policy, micro.sets.validation, file, recipe.iterate),
+    ):
+        with pytest.raises(InfraError, match="weaker than min_tier='namespaces'"):
+            stage()
+    assert not [path for path in tmp_path.rglob("*.jsonl") if path.read_text()]
+    enough = replace(recipe.iterate, min_tier="seccomp")
+    assert len(loop.evaluate(micro.start.policy, micro.sets.validation, file, enough)) == 6
+
+
 @needs("docker")
 def test_a_whole_run_plays_in_docker(micro, tmp_path):
     recipe, run = once(micro, interpreter="docker"), tmp_path / "run"
@@ -133,8 +159,8 @@ def test_a_run_that_an_earlier_version_began_goes_on(micro, tmp_path):
     file = tmp_path / "manifest.json"
     manifest = json.loads(file.read_text())
     assert manifest["recipe"]["iterate"]["engine"]["kind"] == "transformers"
-    newer = ("engine", "rendering", "interpreter", "ray", "workers", "worker_cpus", "worker_gpus")
-    for name in newer:
+    newer = ("engine", "rendering", "interpreter", "min_tier")
+    for name in (*newer, "ray", "workers", "worker_cpus", "worker_gpus"):
         del manifest["recipe"]["iterate"][name]
     file.write_text(json.dumps(manifest))
     prepare(tmp_path, micro.recipe)
@@ -149,6 +175,8 @@ def test_a_run_that_an_earlier_version_began_goes_on(micro, tmp_path):
         ('[iterate.engine]\nkind = "sglang"', r"'sglang' is none of 'transformers', 'vllm'"),
         ("[iterate.engine]\nmax_batch = 0", r"must be at least 1"),
         ('[iterate.rendering]\ndialect = "latin"', r"no dialect is called 'latin': use gemma"),
+        ('[iterate]\ninterpreter = "podman"', r"'podman' is none of 'local', 'docker'"),
+        ('[iterate]\nmin_tier = "docker"', r"'docker' is none of 'namespaces', 'seccomp'"),
         ('[iterate.rendering]\ntool_role = "system"', r"'system' is none of 'user', 'tool'"),
         ('[iterate.rendering]\nstop_strings = "abc"', r"rendering\.stop_strings"),
     ],

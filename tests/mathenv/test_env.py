@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import gymnasium
 import numpy as np
@@ -13,10 +15,12 @@ import pytest
 from gymnasium.error import ResetNeeded
 
 import mathenv
-from mathenv.env import INTERPRETERS, MathToolEnv, shared_interpreter
+from mathenv import env as env_module
+from mathenv.env import INTERPRETERS, MathToolEnv, SandboxTier, shared_interpreter
 from mathenv.errors import ConfigError, DataError, InfraError
 from mathenv.grading import grade
 from mathenv.interpreter.base import Interpreter, Limits
+from mathenv.interpreter.local import TIERS, LocalInterpreter
 from mathenv.protocol import code_block
 from mathenv.types import (
     ExecutionResult,
@@ -590,6 +594,34 @@ def test_environments_share_one_local_interpreter():
     assert first.interpreter is second.interpreter is shared_interpreter("local", Limits())
     other = MathToolEnv(PROBLEMS, limits=Limits(output_chars=100))
     assert other.interpreter is not first.interpreter
+
+
+@pytest.fixture
+def seccomp(monkeypatch):
+    """Make this a machine where no stronger tier works."""
+    monkeypatch.setattr(env_module, "_shared", {})
+    monkeypatch.setitem(INTERPRETERS, "local", partial(LocalInterpreter, tier="seccomp"))
+    try:
+        return shared_interpreter("local", Limits())
+    except InfraError as error:
+        pytest.skip(f"the seccomp tier does not work here: {error}")
+
+
+def test_a_sandbox_below_the_least_tier_is_refused(seccomp):
+    assert get_args(SandboxTier) == TIERS
+    for enough in ("seccomp", "rlimits"):
+        assert MathToolEnv(PROBLEMS, min_tier=enough).interpreter is seccomp
+        MathToolEnv(PROBLEMS, min_tier=enough, interpreter=seccomp)
+    env = MathToolEnv(PROBLEMS, min_tier="namespaces")
+    env.reset()
+    weaker = r"tier 'seccomp', weaker than min_tier='namespaces'.*mathenv doctor"
+    with pytest.raises(InfraError, match=weaker):
+        env.step(code_block("a"))
+    assert env.turns == ()
+    with pytest.raises(InfraError, match=weaker):
+        MathToolEnv(PROBLEMS, min_tier="namespaces", interpreter=seccomp)
+    with pytest.raises(ConfigError, match="min_tier='docker': choose one of namespaces"):
+        MathToolEnv(PROBLEMS, min_tier="docker")
 
 
 def test_a_machine_without_a_sandbox_is_an_error_not_an_excluded_episode(monkeypatch):
