@@ -41,7 +41,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     for later in WRITTEN_LATER.values():
         if files.get_file_from_path(later) is None:  # the text of the link alone
             markdown = re.sub(rf"\[([^\]]+)\]\(\.\./docs/{re.escape(later)}\)", r"\1", markdown)
-    return markdown.replace("](../docs/", "](../")
+    return re.sub(r"\]\(((?:\.\./)+)docs/", r"](\1", markdown)
 
 
 def _pages(nav: Any) -> list[str]:
