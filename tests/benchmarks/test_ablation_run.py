@@ -16,7 +16,7 @@ from agents.rollout import CollectConfig
 from agents.tiny import TinyConfig
 from benchmarks.ablation.page import write_pages
 from benchmarks.ablation.results import SFT, Policy, load_results
-from benchmarks.ablation.run import FAILED, MEASURED, run_all
+from benchmarks.ablation.run import CONFIG, FAILED, MEASURED, pin, run_all
 from benchmarks.ablation.sft import adopt
 from benchmarks.ablation.variants import VARIANTS, Sizes
 from benchmarks.cli import main
@@ -400,3 +400,16 @@ def test_quick_runs_everything(tmp_path):
     # Few problems and one short SFT: some variants find nothing to train on, and say so.
     assert all("failed" in line or "has no pass@32" in line for line in left_out)
     assert (run / "ablations.html").exists()
+
+
+def test_a_folder_begun_before_a_setting_existed_goes_on(tmp_path: Path) -> None:
+    recipe = micro_recipe(tmp_path / "problems")
+    out = tmp_path / "out"
+    pin(out, recipe, Sizes())
+    file = out / CONFIG
+    config = json.loads(file.read_text())
+    del config["recipe"]["iterate"]["interpreter"]
+    file.write_text(json.dumps(config))
+    pin(out, recipe, Sizes())
+    with pytest.raises(ConfigError, match=r"differs in recipe\.iterate"):
+        pin(out, replace(recipe, iterate=replace(recipe.iterate, interpreter="docker")), Sizes())

@@ -75,4 +75,5 @@ else
     docker tag mathenv-test-base python:3.12-slim
     tagged=yes
 fi
-MATHENV_TEST_ENGINES=docker "$bin/pytest" -q -n 2 -k docker tests/mathenv tests/test_readme.py
+MATHENV_TEST_ENGINES=docker "$bin/pytest" -q -n 2 -k docker \
+    tests/mathenv tests/learners/test_sampling_settings.py tests/test_readme.py
