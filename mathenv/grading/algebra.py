@@ -324,8 +324,8 @@ def parse_expression(text: str) -> Expression | None:
         return None
     try:
         return Expression(braced(text))
-    except (_UnreadableError, RecursionError, ValueError):
-        return None
+    except (_UnreadableError, RecursionError, ValueError, ArithmeticError):
+        return None  # ArithmeticError: `9,999,...` may be too large for a float
 
 
 def _point(number: int) -> Callable[[str], Fraction]:
@@ -351,7 +351,7 @@ def compare_algebra(gold: str, answer: str, policy: GradePolicy = STRICT) -> boo
         if first.names | second.names <= {"\\pi"}:
             return _compare_constants(first, second, policy)
         return _compare_functions(first, second)
-    except (ArithmeticError, ValueError):
+    except (ArithmeticError, ValueError, RecursionError):
         return None
 
 

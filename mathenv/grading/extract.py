@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterator
 
 from mathenv.grading.policy import STRICT, GradePolicy
 from mathenv.protocol import last_boxed, prose
@@ -11,9 +12,10 @@ from mathenv.protocol import last_boxed, prose
 _THINK_OPEN = "<think>"
 _THINK_CLOSE = "</think>"
 _ANSWER_IS = re.compile(r"answer\s*(?:is|:)\s*:?\s*(.*)", re.IGNORECASE)
-_FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$([^$]+)\$", re.DOTALL)
+_FORMULA = re.compile(r"\$\$?|\\[\[(]")  # opens one
+_CLOSING = {"$$": "$$", "$": "$", "\\[": "\\]", "\\(": "\\)"}
 _NUMBER = re.compile(r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?|-?\.[0-9]+")
-_OUTPUT = re.compile(r"```output\s*\n(.*?)\n?```", re.DOTALL)
+_OUTPUT = re.compile(r"```output[^\S\n]*\n(.*?)\n?```", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 _SEARCHED = 20_000  # characters from the end: an answer stands there
 
@@ -55,15 +57,34 @@ def _fallback(text: str, policy: GradePolicy) -> str:
         return _first_formula(stated[-1]) or stated[-1].strip()
     if policy.fallback == "number" and outputs and outputs[-1].strip():
         return str(outputs[-1]).strip()
-    if policy.fallback == "text" and (formulas := _FORMULA.findall(text)):
-        return "".join(formulas[-1]).strip()
+    if policy.fallback == "text" and (formulas := list(_formulas(text))):
+        return formulas[-1].strip()
     numbers = _NUMBER.findall(text)
     return numbers[-1] if numbers else ""
 
 
+def _formulas(text: str) -> Iterator[str]:
+    r"""Yield what stands in `$$..$$`, `\[..\]`, `\(..\)` and `$..$`, in order.
+
+    Linear, which one pattern is not: it looks for the end of each of many open `\[` again.
+    """
+    position = 0
+    never_closed: set[str] = set()  # beyond `position`
+    while match := _FORMULA.search(text, position):
+        opening = match[0]
+        position = match.start() + 1
+        if opening in never_closed:
+            continue
+        end = text.find(_CLOSING[opening], match.end() + 1)  # never empty
+        if end < 0:
+            never_closed.add(opening)
+        else:
+            yield text[match.end() : end]
+            position = end + len(_CLOSING[opening])
+
+
 def _first_formula(text: str) -> str:
-    match = _FORMULA.search(text)
-    return "".join(filter(None, match.groups())).strip() if match else ""
+    return next(_formulas(text), "").strip()
 
 
 def unwrap_box(text: str, policy: GradePolicy = STRICT) -> str:

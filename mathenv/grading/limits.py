@@ -18,8 +18,9 @@ MAX_EXPONENT = 1_000_000
 MAX_FACTORIAL = 10_000
 
 _DIGIT_RUN = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
-_POWER = re.compile(r"\^\s*[{(]?\s*([0-9]+)(?:\s*\^\s*[{(]?\s*([0-9]+))?")
-_FACTORIAL = re.compile(r"([0-9]+)\s*[)}]?\s*!")
+_POWER = re.compile(r"\^\s*+(?:[{(]\s*+)?([0-9]++)(?:\s*+\^\s*+(?:[{(]\s*+)?([0-9]++))?")
+# One start for each numeral and one way to match its blanks: the text is not normalised yet.
+_FACTORIAL = re.compile(r"(?<![0-9])([0-9]++)\s*+(?:[)}]\s*+)?!")
 _POWER_FACTORIAL = re.compile(r"[({]\s*[0-9]+\s*\^[^!]{0,20}[)}]\s*!")
 
 

@@ -6,7 +6,7 @@ import re
 
 from mathenv.grading.policy import GradePolicy
 
-_MAX_CHARS = 120  # the patterns take quadratic time
+_MAX_CHARS = 120  # no unit is as long
 
 WRAPPED_UNIT = re.compile(
     r"\s*(?:\\(?:text|textnormal|textrm|textit|textbf|mbox|mathrm|mathit|rm|operatorname)\s*)"
@@ -34,10 +34,13 @@ _KNOWN_UNITS = (
     "women|boys|girls|eggs?|cars?|bags?|pens?|cats?|dogs?|cows?|bees?|ants?|toys?|hats?|pies?|"
     "jars?|tins?|cans?|keys?|rows?|sets?|ages?"
 )
-# Any other word must be separate and have four letters: `3 abc` is a product.
+# Any other word must be separate and have four letters: `3 abc` is a product. A model writes the
+# text: each word and each blank must match in one way only, or k words are tried in 2^k ways.
+# So blanks are possessive, and a word that is a known unit is never read as another word.
 _BARE_UNIT = re.compile(
-    rf"(?<=[0-9}}.])\s*(?:(?:(?<![a-zA-Z])(?:{_KNOWN_UNITS})(?![a-zA-Z])"
-    rf"|(?<=[\s/])[a-zA-Z][a-zA-Z'-]{{3,}})(?:\s*\^\s*\{{?[0-9]\}}?|[²³])?\s*/?\s*)+\.?$"
+    rf"(?<=[0-9}}.])\s*+(?:(?:(?<![a-zA-Z])(?:{_KNOWN_UNITS})(?![a-zA-Z])"
+    rf"|(?<=[\s/])(?!(?:{_KNOWN_UNITS})(?![a-zA-Z'-]))[a-zA-Z][a-zA-Z'-]{{3,}}+)"
+    rf"(?:\s*\^\s*\{{?[0-9]\}}?|[²³])?\s*+(?:/\s*+)?)+\.?$"
 )
 
 
