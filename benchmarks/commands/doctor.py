@@ -16,6 +16,7 @@ from benchmarks.console import ResultConsole
 from mathenv.env import INTERPRETERS
 from mathenv.errors import MathEnvError
 from mathenv.grading import grade
+from mathenv.grading.symbolic import shared_comparer
 from mathenv.interpreter import Limits
 from mathenv.interpreter.doctor import Check, Report, examine, local_tiers
 
@@ -30,7 +31,8 @@ class Doctor:
 
     Shows which isolation tiers work on this machine, runs canary cells through the real
     interpreter (arithmetic, time and memory limits, files, network and processes refused,
-    fork) and grades two answers. Exits with 1 if anything is not as it should be.
+    fork), grades two answers and lets the grader's worker try what it must not be able to do.
+    Exits with 1 if anything is not as it should be.
 
     Args:
         interpreter: what runs the code, this machine's sandbox or Docker.
@@ -48,6 +50,7 @@ class Doctor:
         console.say("")
         for key, value in report.description.items():
             console.say(f"{key:12} {value}")
+        console.say(f"{'grader':12} {shared_comparer().pool.confinement or 'did not start'}")
         console.say("")
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         for check in checks:
@@ -87,4 +90,12 @@ def _grading() -> list[Check]:
             checks.append(Check(f"grade {response}", verdict.correct is right, found))
         except MathEnvError as error:
             checks.append(Check(f"grade {response}", False, str(error)))
+    if sys.platform == "linux":  # elsewhere a worker has its limits only, and is shown so
+        outcome = shared_comparer().pool.self_check()
+        allowed = [f"{what}: {end}" for what, end in outcome.items() if not _refused(end)]
+        checks.append(Check("grader confined", not allowed, "; ".join(allowed)))
     return checks
+
+
+def _refused(end: str) -> bool:
+    return end.startswith("refused")
