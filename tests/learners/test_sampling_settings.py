@@ -148,7 +148,11 @@ def test_a_whole_run_plays_in_docker(micro, tmp_path):
     prepare(run, recipe)
     assert json.loads((run / "manifest.json").read_text())["interpreter"]["host"] == "docker"
     start = fine_tune(run, recipe, micro.sets, Reporter())
-    assert [t.turns for t in start.demonstrations] == [t.turns for t in micro.start.demonstrations]
+    played, here = (
+        sorted([(turn.action, turn.observation) for turn in t.turns] for t in demonstrations)
+        for demonstrations in (start.demonstrations, micro.start.demonstrations)
+    )
+    assert played == here
     run_iterations(run, recipe, micro.sets, start, Reporter())
     assert len(rollouts(run)) == 12 * (4 + 2)
 
