@@ -63,7 +63,7 @@ class Collect:
         samples = 10
         model = "runs/a/step-200"
 
-    Writes config.json, manifest.json (with which versions, sandbox and grader it was played)
+    Writes config.json, played.json (with which versions, sandbox and grader it was played)
     and trajectories.jsonl into a folder. Stopped and started again it
     goes on where it stopped.
 
@@ -196,7 +196,7 @@ class Collect:
 
     def _note(self, interpreter: Mapping[str, str]) -> None:
         """Write down what plays, unless an earlier call played with the same."""
-        file = self.out / "manifest.json"
+        file = self.out / "played.json"
         found = json.loads(file.read_text()) if file.exists() else []
         record = {
             "environment": environment(),

@@ -299,7 +299,7 @@ def test_collect_notes_what_it_played_with(inside, tmp_path: Path) -> None:
     words = ("collect", "words", "--limit", "2", "--out", "demos")
     for more in ((), ("--n", "2", "--min-tier", "rlimits")):
         assert inside(*words, *more)[0] == 0
-        (played,) = json.loads((tmp_path / "demos" / "manifest.json").read_text())
+        (played,) = json.loads((tmp_path / "demos" / "played.json").read_text())
     assert played["interpreter"]["host"] == "local"
     assert played["interpreter"]["tier"] in TIERS
     assert played["grading"] == STRICT.record()
