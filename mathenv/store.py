@@ -117,7 +117,7 @@ def read_trajectories(path: str | os.PathLike[str]) -> Iterator[Trajectory]:
     file = _file(path)
     seen: dict[str, int] = {}
     try:
-        stream = open(file, "rb")  # noqa: SIM115 - closed below, or kept by the caller
+        stream = open(file, "rb")  # noqa: SIM115 - closed by `with` below
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from None
     with stream:

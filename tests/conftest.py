@@ -40,3 +40,20 @@ def _one_thread() -> None:
     """
     if "torch" in sys.modules:  # imported by a test module, or by no test
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture
+def seccomp(monkeypatch: pytest.MonkeyPatch) -> object:
+    """The shared interpreter of a machine where no tier above seccomp works."""
+    from functools import partial
+
+    from mathenv import env
+    from mathenv.errors import InfraError
+    from mathenv.interpreter import Limits, LocalInterpreter
+
+    monkeypatch.setattr(env, "_shared", {})
+    monkeypatch.setitem(env.INTERPRETERS, "local", partial(LocalInterpreter, tier="seccomp"))
+    try:
+        return env.shared_interpreter("local", Limits())
+    except InfraError as error:
+        pytest.skip(f"the seccomp tier does not work here: {error}")

@@ -8,16 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from benchmarks import cli
-from mathenv import env
-from mathenv.errors import InfraError
 from mathenv.grading import STRICT
-from mathenv.interpreter import Limits, LocalInterpreter
 from mathenv.interpreter.local import TIERS
 from mathenv.store import read_trajectories
 
@@ -307,15 +303,9 @@ def test_collect_notes_what_it_played_with(inside, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["bench words", "collect words", "solve", "iterate", "demo"])
-def test_no_command_runs_code_in_a_weaker_sandbox_than_is_asked_for(
-    command: str, inside, monkeypatch: pytest.MonkeyPatch
+def test_no_command_runs_code_in_a_seccomp_than_is_asked_for(
+    command: str, inside, seccomp: object
 ) -> None:
-    monkeypatch.setattr(env, "_shared", {})
-    monkeypatch.setitem(env.INTERPRETERS, "local", partial(LocalInterpreter, tier="seccomp"))
-    try:
-        env.shared_interpreter("local", Limits())
-    except InfraError as error:
-        pytest.skip(f"the seccomp tier does not work here: {error}")
     code, _, errors = inside(*command.split(), "--out", "out", "--min-tier", "namespaces")
     assert code != 0
     assert "weaker than min_tier='namespaces'" in " ".join(errors.split())

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import shutil
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -23,7 +22,7 @@ from learners.reporter import Reporter
 from learners.run import fine_tune, prepare, run_iterations
 from mathenv import env
 from mathenv.errors import ConfigError, InfraError, MathEnvError
-from mathenv.interpreter import Limits, LocalInterpreter
+from mathenv.interpreter import Limits
 from mathenv.store import read_trajectories
 
 ENGINES = os.environ.get("MATHENV_TEST_ENGINES", "").split(",")
@@ -117,15 +116,7 @@ def test_every_stage_runs_its_code_where_the_recipe_says(micro, tmp_path, no_eng
         loop.evaluate(micro.start.policy, micro.sets.validation, file, recipe.iterate)
 
 
-def test_no_stage_runs_code_in_a_weaker_sandbox_than_the_recipe_allows(
-    micro, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(env, "_shared", {})
-    monkeypatch.setitem(env.INTERPRETERS, "local", partial(LocalInterpreter, tier="seccomp"))
-    try:
-        env.shared_interpreter("local", Limits())
-    except InfraError as error:
-        pytest.skip(f"the seccomp tier does not work here: {error}")
+def test_no_stage_runs_code_in_a_seccomp_than_the_recipe_allows(micro, tmp_path, seccomp):
     recipe = once(micro, min_tier="namespaces")
     shutil.copytree(micro.run / "base", tmp_path / "run" / "base")
     file = tmp_path / "greedy.jsonl"

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -15,12 +14,11 @@ import pytest
 from gymnasium.error import ResetNeeded
 
 import mathenv
-from mathenv import env as env_module
 from mathenv.env import INTERPRETERS, MathToolEnv, SandboxTier, shared_interpreter
 from mathenv.errors import ConfigError, DataError, InfraError
 from mathenv.grading import grade
 from mathenv.interpreter.base import Interpreter, Limits
-from mathenv.interpreter.local import TIERS, LocalInterpreter
+from mathenv.interpreter.local import TIERS
 from mathenv.protocol import code_block
 from mathenv.types import (
     ExecutionResult,
@@ -594,17 +592,6 @@ def test_environments_share_one_local_interpreter():
     assert first.interpreter is second.interpreter is shared_interpreter("local", Limits())
     other = MathToolEnv(PROBLEMS, limits=Limits(output_chars=100))
     assert other.interpreter is not first.interpreter
-
-
-@pytest.fixture
-def seccomp(monkeypatch):
-    """Make this a machine where no stronger tier works."""
-    monkeypatch.setattr(env_module, "_shared", {})
-    monkeypatch.setitem(INTERPRETERS, "local", partial(LocalInterpreter, tier="seccomp"))
-    try:
-        return shared_interpreter("local", Limits())
-    except InfraError as error:
-        pytest.skip(f"the seccomp tier does not work here: {error}")
 
 
 def test_a_sandbox_below_the_least_tier_is_refused(seccomp):
