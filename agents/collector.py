@@ -15,7 +15,10 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
+
+import gymnasium
 
 from agents.base import Agent, Episode, LanguageModel
 from agents.llm import derive_seed
@@ -25,6 +28,8 @@ from mathenv.interpreter import Interpreter
 from mathenv.types import FinishReason, Grade, GradeStatus, Problem, StopReason, Trajectory
 
 Result = TypeVar("Result")
+ToolEnv = gymnasium.Env[str, str]
+MakeEnv = Callable[[Sequence[Problem]], ToolEnv]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,12 @@ class Collector:
 
     Used within one event loop. `play` may run several times at once and then shares these.
 
+    Args:
+        make_env: called with the problems to play, returns the environment that plays them:
+            a `MathToolEnv`, or any Gymnasium wrapper around one. It is called once for each
+            episode in flight. Left out: a `MathToolEnv` with the config's horizon and the
+            interpreter, which both belong to that environment alone.
+
     Raises:
         ConfigError: two agents go by one name.
     """
@@ -101,12 +112,16 @@ class Collector:
         config: CollectConfig,
         interpreter: str | Interpreter = "local",
         *,
+        make_env: MakeEnv | None = None,
         threads: ThreadPoolExecutor | None = None,
     ) -> None:
         self.agents = {agent.name: agent for agent in agents}
         if len(self.agents) < len(agents):
             raise ConfigError("agents of a mixture need different names")
-        self.config, self.interpreter = config, interpreter
+        self.config = config
+        self.make_env = make_env or partial(
+            MathToolEnv, interpreter=interpreter, horizon=config.horizon
+        )
         engines = {id(_engine(agent)): _engine(agent) for agent in agents}
         self._slots = {key: _slots(engine, config) for key, engine in engines.items()}
         self._owned = threads is None
@@ -183,26 +198,22 @@ class _Seat:
 
     def __init__(self, collector: Collector, slots: asyncio.Semaphore) -> None:
         self._agents, self._config = collector.agents, collector.config
-        self._interpreter, self._threads = collector.interpreter, collector.threads
+        self._make_env, self._threads = collector.make_env, collector.threads
         self._slots = slots
         self._held = AsyncExitStack()  # the episode that is, or was last, played
 
     async def run(self, queue: Iterator[Job], file: Callable[[Trajectory], None]) -> None:
-        env: MathToolEnv | None = None
+        env: ToolEnv | None = None
         try:
             for job in queue:
-                env = env or MathToolEnv(
-                    problems=[job.problem],
-                    interpreter=self._interpreter,
-                    horizon=self._config.horizon,
-                )
+                env = env or _checked(self._make_env([job.problem]))
                 file(await self._try(env, job))
         finally:
             await self._close()
             if env is not None:
                 env.close()
 
-    async def _try(self, env: MathToolEnv, job: Job) -> Trajectory:
+    async def _try(self, env: ToolEnv, job: Job) -> Trajectory:
         """Play an episode; where its engine failed, up to `retries` times anew."""
         trajectory, again = await self._attempt(env, job)
         for number in range(self._config.retries):
@@ -213,7 +224,7 @@ class _Seat:
             trajectory, again = await self._attempt(env, job)
         return trajectory
 
-    async def _attempt(self, env: MathToolEnv, job: Job) -> tuple[Trajectory, bool]:
+    async def _attempt(self, env: ToolEnv, job: Job) -> tuple[Trajectory, bool]:
         """Return an episode and whether its engine failed in a way that may pass."""
         opened = AsyncExitStack()
         opening = self._agents[job.agent].episode(
@@ -237,46 +248,57 @@ class _Seat:
         with suppress(InfraError):  # the episode is over and filed
             await self._held.aclose()
 
-    async def _play(self, env: MathToolEnv, job: Job, episode: Episode) -> tuple[Trajectory, bool]:
+    async def _play(self, env: ToolEnv, job: Job, episode: Episode) -> tuple[Trajectory, bool]:
         seed = seed_of(self._config, job, "environment") % 2**32
-        finishes: list[FinishReason] = []
+        played: list[tuple[FinishReason, str]] = []  # how each action ended, what it was answered
         stop, failure, again = StopReason.INFRA, None, False
         limit = self._config.trajectory_seconds
         try:
             async with asyncio.timeout(_finite(limit)):
-                await self._call(env.reset, seed=seed, options={"problem": job.problem})
-                stop = await self._turns(env, episode, finishes)
+                options = {"problem": job.problem}
+                question, _ = await self._call(env.reset, seed=seed, options=options)
+                stop = await self._turns(env, episode, question, played)
         except _NoAnswer as error:
             failure, again = _infra(str(error)), error.again
         except TimeoutError:
             failure = _infra(f"the episode was not over after {limit:g} s (trajectory_seconds)")
-        turns = zip(env.turns, finishes, strict=False)  # a last action may not have been played
+        inner = _inner(env)
+        turns = zip(inner.turns, played, strict=False)  # a last action may not have been played
         trajectory = Trajectory(
             problem=job.problem,
             agent=job.agent,
             sample=job.sample,
             seed=seed,
-            turns=tuple(replace(turn, finish=finish) for turn, finish in turns),
+            turns=tuple(
+                replace(turn, finish=finish, observation=observation)
+                for turn, (finish, observation) in turns
+            ),
             stop_reason=stop,
-            grade=failure or env.grade or Grade(False, GradeStatus.NO_ANSWER),
+            grade=failure or inner.grade or Grade(False, GradeStatus.NO_ANSWER),
             tokens=episode.tokens(),
         )
         return trajectory, again
 
     async def _turns(
-        self, env: MathToolEnv, episode: Episode, finishes: list[FinishReason]
+        self,
+        env: ToolEnv,
+        episode: Episode,
+        observation: str,
+        played: list[tuple[FinishReason, str]],
     ) -> StopReason:
-        observation = env.problem.question
-        while env.stop_reason is None:
+        inner = _inner(env)
+        while inner.stop_reason is None:
             async with self._slots:
                 action = await self._ask(episode.act(observation))
             if action is None:
                 return StopReason.TOKEN_LIMIT
-            finishes.append(action.finish)
+            played.append((action.finish, ""))
+            # A wrapper may change what the tool printed: the agent, and so the record, see that.
             observation, *_ = await self._call(env.step, action.text)
-        if env.stop_reason is StopReason.NO_ACTION and finishes[-1] is FinishReason.LENGTH:
+            played[-1] = (action.finish, observation)
+        if inner.stop_reason is StopReason.NO_ACTION and played[-1][0] is FinishReason.LENGTH:
             return StopReason.TOKEN_LIMIT  # cut off before it could write either
-        return env.stop_reason
+        return inner.stop_reason
 
     async def _ask(self, answer: Awaitable[Result]) -> Result:
         """Wait for an agent within the turn's deadline.
@@ -306,6 +328,21 @@ class _Seat:
             if not job.cancel():  # a session belongs to one thread: it is not ours to close yet
                 await asyncio.wait([future])
             raise
+
+
+def _checked(env: ToolEnv) -> ToolEnv:
+    if not isinstance(env.unwrapped, MathToolEnv):
+        raise ConfigError(
+            f"make_env returned {env!r}: it must be a MathToolEnv, or Gymnasium wrappers around one"
+        )
+    return env
+
+
+def _inner(env: ToolEnv) -> MathToolEnv:
+    """Return the environment that knows turns and verdict: a wrapper passes neither on."""
+    inner = env.unwrapped
+    assert isinstance(inner, MathToolEnv)
+    return inner
 
 
 def _engine(agent: Agent) -> object:

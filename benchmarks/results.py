@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from benchmarks.suites import Published
 from mathenv.errors import ConfigError, DataError
 from mathenv.grading.policy import GradePolicy
 from mathenv.store import write_atomic
+from mathenv.types import Trajectory
 
 FILE = "results.json"
 SCHEMA = 2
@@ -34,7 +35,9 @@ class BenchResult:
     `config` is what was asked for (problems, samples, seed, horizon, agent); `policy` the
     grading policy's record; `environment` versions, machine and what isolated the code.
     `suite_size` is the number of problems as published, 0 where unknown. `seconds` is the wall
-    time of the last call, not of earlier, killed ones.
+    time of the last call, not of earlier, killed ones. `out` is the run's folder, None where
+    nothing was written. `trajectories` are the scored episodes, as the grading policy judges
+    them; they are empty in a result that was read from `results.json`.
     """
 
     suite: str
@@ -47,7 +50,19 @@ class BenchResult:
     published: tuple[Published, ...]
     suite_size: int
     seconds: float
-    out: Path
+    out: Path | None = None
+    trajectories: tuple[Trajectory, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder.
+
+        Raises:
+            ConfigError: the run was played in memory and has none.
+        """
+        if self.out is None:
+            raise ConfigError("this result was played in memory: give run_bench a folder")
+        return self.out
 
     @property
     def grading(self) -> GradePolicy:
@@ -55,11 +70,11 @@ class BenchResult:
         return GradePolicy(**{k: v for k, v in self.policy.items() if k != "digest"})
 
 
-def write_result(result: BenchResult) -> None:
+def write_result(result: BenchResult, folder: Path) -> None:
     """Write `results.json` into the run's folder."""
-    row = {"schema": SCHEMA, **asdict(result)}
-    del row["out"]
-    write_atomic(result.out / FILE, json.dumps(row, indent=1) + "\n")
+    row = {"schema": SCHEMA, **asdict(replace(result, trajectories=()))}
+    del row["out"], row["trajectories"]
+    write_atomic(folder / FILE, json.dumps(row, indent=1) + "\n")
 
 
 def read_result(folder: Path) -> BenchResult:

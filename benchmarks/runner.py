@@ -22,7 +22,7 @@ from typing import Any, Protocol, cast
 
 from agents.base import Agent, SamplingParams, WeightedAgent
 from agents.llm import LLMAgent
-from agents.rollout import CollectConfig, collect, read_collected
+from agents.rollout import CollectConfig, collect, play, read_collected
 from benchmarks.metrics import summarize
 from benchmarks.report import bench_latex, bench_markdown
 from benchmarks.results import FILE, BenchResult, Mismatch, write_result
@@ -49,7 +49,7 @@ class Progress(Protocol):
 def run_bench(
     suite: Suite,
     agent: AgentSource,
-    out: Path,
+    out: Path | None,
     *,
     samples: int = 1,
     data: str | Path | None = None,
@@ -66,6 +66,7 @@ def run_bench(
 
     Args:
         agent: an agent, or what makes one of the problems (e.g. `OracleAgent`).
+        out: folder of the run; None plays in memory, writes nothing and cannot be resumed.
         data, limit: as in `Suite.load`; the draw of `limit` problems is the same for all seeds.
         seed: fixes sampling and the interpreters' seeds, with problem and sample number.
         policy: what counts as equal, a preset's name or a policy.
@@ -88,20 +89,24 @@ def run_bench(
         "horizon": horizon,
         "agent": {**describe_agent(player), **(details or {})},
     }
-    claim(out, config)
     if isinstance(interpreter, str):
         interpreter = shared_interpreter(interpreter, Limits())
     started = time.monotonic()
     chosen = find_policy(policy)
-    if not _scored_otherwise(out, chosen):
-        with TrajectoryStore(out) as store:
-            report = None if progress is None else (lambda _, done, total: progress(done, total))
-            members = [WeightedAgent(player, samples)]
-            collect(members, problems, store, settings, interpreter=interpreter, progress=report)
+    if out is None:
+        played = play(
+            player, problems, samples, config=settings, interpreter=interpreter, progress=progress
+        )
+    else:
+        claim(out, config)
+        if not _scored_otherwise(out, chosen):
+            _collect(player, problems, samples, out, settings, interpreter, progress)
+        played = read_collected(out)
+    trajectories = regraded(played, chosen)
     result = BenchResult(
         suite=suite.name,
         agent=player.name,
-        metrics=summarize(regraded(read_collected(out), chosen), seed=seed),
+        metrics=summarize(trajectories, seed=seed),
         mismatches=_mismatches(problems),
         config=config,
         policy=chosen.record(),
@@ -110,11 +115,31 @@ def run_bench(
         suite_size=suite.size,
         seconds=round(time.monotonic() - started, 1),
         out=out,
+        trajectories=tuple(trajectories),
     )
-    write_result(result)
-    write_atomic(out / "results.md", bench_markdown(result))
-    write_atomic(out / "results.tex", bench_latex([result]))
+    if out is not None:
+        write_result(result, out)
+        write_atomic(out / "results.md", bench_markdown(result))
+        write_atomic(out / "results.tex", bench_latex([result]))
     return result
+
+
+def _collect(
+    agent: Agent,
+    problems: Sequence[Problem],
+    samples: int,
+    out: Path,
+    settings: CollectConfig,
+    interpreter: Interpreter,
+    progress: Progress | None,
+) -> None:
+    def report(_: Trajectory, done: int, total: int) -> None:
+        if progress is not None:
+            progress(done, total)
+
+    members = [WeightedAgent(agent, samples)]
+    with TrajectoryStore(out) as store:
+        collect(members, problems, store, settings, interpreter=interpreter, progress=report)
 
 
 def _scored_otherwise(out: Path, policy: GradePolicy) -> bool:

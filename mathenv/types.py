@@ -199,3 +199,13 @@ class Trajectory:
     def counts(self) -> bool:
         """False where machinery failed: such episodes enter neither pairs nor accuracy."""
         return self.stop_reason is not StopReason.INFRA and self.grade.counts
+
+    @property
+    def failure(self) -> str:
+        """What the machinery said where it failed, for people; empty where `counts` is True."""
+        if self.counts:
+            return ""
+        ran = [turn.execution for turn in self.turns if turn.execution is not None]
+        if ran and ran[-1].status is ExecutionStatus.INFRA:
+            return ran[-1].output
+        return self.grade.detail or self.grade.status.value

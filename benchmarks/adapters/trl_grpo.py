@@ -41,14 +41,14 @@ from agents.collector import CollectConfig, Collector, Job
 from agents.llm import LLMAgent, derive_seed
 from agents.models.transformers import TransformersModel, load_causal_lm, load_tokenizer
 from agents.rendering import ChatRenderer
-from agents.rollout import run_blocking
+from agents.rollout import play_jobs, run_blocking
 from benchmarks.agent_options import InterpreterName
 from benchmarks.runner import claim
 from benchmarks.suites import find_suite
-from mathenv.errors import ConfigError, DataError, InfraError, MathEnvError
+from mathenv.errors import ConfigError, DataError, MathEnvError
 from mathenv.interpreter import Interpreter
 from mathenv.store import TrajectoryStore
-from mathenv.types import ExecutionStatus, Problem, Trajectory
+from mathenv.types import Problem, Trajectory
 
 Columns = dict[str, list[Any]]
 RolloutFunc = Callable[[list[Any], Any], dict[str, Any]]
@@ -110,15 +110,10 @@ def episode_rollouts(
         # Another process plays the same problems: its samples must differ.
         seed = derive_seed(trainer.args.seed, trainer.accelerator.process_index)
         sampling = _sampling(trainer, max_turn_tokens, max_tokens)
-        played: dict[str, Trajectory] = {}
         with _engine(trainer, renderer.tokenizer) as engine:
             agent = LLMAgent(engine, renderer, sampling, name=name)
             with Collector([agent], replace(collecting, seed=seed), interpreter) as collector:
-                run_blocking(_play(collector, jobs, played))
-        trajectories = [played[job.key] for job in jobs]
-        if not any(trajectory.counts for trajectory in trajectories):
-            why = _failure(trajectories[0])
-            raise InfraError(f"all {len(jobs)} episodes failed in the machinery, the first: {why}")
+                trajectories = run_blocking(play_jobs(collector, jobs))
         for trajectory in trajectories:
             if trajectory.counts and file is not None:
                 file(trajectory)
@@ -156,13 +151,6 @@ def _row(
     return list(tokens.ids[:start]), list(tokens.ids[start:]), mask, logprobs, reward
 
 
-def _failure(trajectory: Trajectory) -> str:
-    ran = [turn.execution for turn in trajectory.turns if turn.execution is not None]
-    if ran and ran[-1].status is ExecutionStatus.INFRA:
-        return ran[-1].output
-    return trajectory.grade.detail or trajectory.grade.status.value
-
-
 def _by_question(problems: Iterable[Problem]) -> dict[str, Problem]:
     found: dict[str, Problem] = {}
     for problem in problems:
@@ -189,14 +177,6 @@ def _jobs(by_question: Mapping[str, Problem], prompts: Sequence[Any], name: str)
         jobs.append(Job(by_question[question], name, seen[question]))
         seen[question] += 1
     return jobs
-
-
-async def _play(collector: Collector, jobs: Sequence[Job], played: dict[str, Trajectory]) -> int:
-    def keep(trajectory: Trajectory) -> None:
-        played[trajectory.key] = trajectory
-
-    await collector.play(jobs, keep)
-    return len(played)
 
 
 @contextmanager

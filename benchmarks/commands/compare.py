@@ -72,8 +72,8 @@ class Compare:
     def _compare(self, first: BenchResult, second: BenchResult) -> Comparison:
         if self.policy is None and first.policy["digest"] != second.policy["digest"]:
             raise ConfigError(
-                f"{first.out} was scored with the policy {first.policy['name']} and {second.out} "
-                f"with {second.policy['name']}: choose one for both with --policy"
+                f"{first.folder} was scored with the policy {first.policy['name']} and "
+                f"{second.folder} with {second.policy['name']}: choose one for both with --policy"
             )
         return compare_runs(
             self._episodes(first),
@@ -83,7 +83,7 @@ class Compare:
         )
 
     def _episodes(self, result: BenchResult) -> list[Trajectory]:
-        return regraded(read_collected(result.out), self.policy or result.grading)
+        return regraded(read_collected(result.folder), self.policy or result.grading)
 
 
 def find_runs(folder: Path) -> dict[str, BenchResult]:
@@ -100,8 +100,8 @@ def find_runs(folder: Path) -> dict[str, BenchResult]:
         result = read_result(file.parent)
         if result.suite in runs:
             raise ConfigError(
-                f"{folder} has two runs of {result.suite} ({runs[result.suite].out.name} and "
-                f"{result.out.name}): name the folder of one"
+                f"{folder} has two runs of {result.suite} ({runs[result.suite].folder.name} and "
+                f"{result.folder.name}): name the folder of one"
             )
         runs[result.suite] = result
     if not runs:
@@ -126,4 +126,4 @@ def write_comparison(out: Path, compared: list[tuple[str, Comparison]]) -> None:
 def _names(first: BenchResult, second: BenchResult) -> tuple[str, str]:
     if first.agent != second.agent:
         return first.agent, second.agent
-    return f"{first.agent} ({first.out.name})", f"{second.agent} ({second.out.name})"
+    return f"{first.agent} ({first.folder.name})", f"{second.agent} ({second.folder.name})"

@@ -34,6 +34,7 @@ class Suite:
         size: problems in `split` as published, 0 where that depends on the user.
         licence: of the data, as their authors state it.
         published: what others scored, each with its source.
+        problems: the problems themselves, where they come from no source.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Suite:
     size: int = 0
     licence: str = ""
     published: tuple[Published, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
     def load(
         self, *, data: str | Path | None = None, limit: int | None = None, seed: int = 0
@@ -60,4 +62,6 @@ class Suite:
         place = None if self.generated or data is None else Path(data)
         if place is not None and (place / self.name).is_dir():
             place = place / self.name
-        return load_problems(self.source, self.split, data=place, limit=limit, seed=seed)
+        return load_problems(
+            self.problems or self.source, self.split, data=place, limit=limit, seed=seed
+        )
