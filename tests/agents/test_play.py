@@ -161,7 +161,7 @@ def test_what_is_no_math_tool_environment_is_refused():
 
 
 def test_a_sick_machine_is_an_error_and_a_single_failure_is_data():
-    with pytest.raises(InfraError, match="all 5 episodes failed.*the sandbox is down"):
+    with pytest.raises(InfraError, match=r"all 5 episodes failed.*the sandbox is down"):
         play(OracleAgent(PROBLEMS), PROBLEMS, interpreter=Broken())
 
     class Sometimes(Echo):

@@ -105,7 +105,7 @@ def correct(trajectory, renderer):
 def test_nothing_to_train_on_is_an_error_that_counts(policy, make_trajectory):
     trainer = Trainer(load_causal_lm(policy), load_tokenizer(policy), "mdpo")
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    with pytest.raises(TrainingError, match="nothing to train on in 2 trajectories.*all_right 1"):
+    with pytest.raises(TrainingError, match=r"nothing to train on in 2 trajectories.*all_right 1"):
         trainer.step([make_trajectory("a", True, sample=n) for n in range(2)])
     assert trainer.steps == 0
     assert all(torch.equal(value, before[k]) for k, value in trainer.model.state_dict().items())
