@@ -12,6 +12,14 @@ episode of it is sampled, and an iteration with a result is only read.
     iteration-1/validation/*.jsonl greedy episodes per checkpoint
     iteration-1/result.json        the choice, its scores and the diagnosis
     reference.sqlite               log-probs of reference policies (see `reference`)
+
+`iterate` is a loop over `run_iteration`, which is there for loops of your own:
+
+    policies = Policies.start(Path("sft"))
+    for number, prompts in enumerate(splits, start=1):
+        data = Data(prompts, validation)
+        result = run_iteration(policies, data, "mdpo", Path(f"run/{number}"), number=number)
+        policies = policies.after(result)
 """
 
 from __future__ import annotations
@@ -136,10 +144,43 @@ class IterationResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _Policies:
+class Policies:
+    """The three policies of one iteration, as checkpoint folders.
+
+    Args:
+        current: what the iteration starts from, and the first member of the mixture.
+        previous: the second member of the mixture.
+        reference: the reference model of learners that use one.
+    """
+
     current: Path
     previous: Path
     reference: Path
+
+    @classmethod
+    def start(cls, policy: Path, previous: Path | None = None) -> Policies:
+        """Return those of a first iteration; `previous` is an earlier epoch of SFT, if any."""
+        return cls(policy, previous or policy, policy)
+
+    def after(self, result: IterationResult, reference: ReferenceMoves = "last") -> Policies:
+        """Return the policies of the next iteration.
+
+        Where the policy stayed, `previous` stays too: a mixture of a policy with itself would
+        be no mixture.
+
+        Args:
+            reference: when the reference moves, as in `IterateConfig`.
+        """
+        match reference:
+            case int(every):
+                update = result.number % every == 0
+            case word:
+                update = word == "last"
+        return Policies(
+            current=result.policy,
+            previous=self.current if result.policy != self.current else self.previous,
+            reference=result.policy if update else self.reference,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,32 +218,82 @@ def iterate(
         ConfigError: no such learner, or too few problems for the number of iterations.
         TrainingError: an iteration found nothing to train on.
     """
-    reporter, cache = reporter or Reporter(), cache or run / "reference.sqlite"
-    learner = make_learner(learner_name, method.loss)
-    _check(learner, data, config)
-    policies = _Policies(start, previous, start)
-    results = []
+    cache = cache or run / "reference.sqlite"
+    _check(make_learner(learner_name, method.loss), data, config)
+    policies, results = Policies.start(start, previous), []
     for number in range(1, config.iterations + 1):
-        folder = run / f"iteration-{number}"
-        result = _read_result(policies, number, folder)
-        if result is None:
-            place = _Place(f"seed-{config.seed}/{learner_name}/{folder.name}", folder, reporter)
-            prompts = _slice(data.prompts, number, config.iterations)
-            trajectories: Sequence[Trajectory] = data.demonstrations
-            if not learner.from_demonstrations:
-                runs_code = interpreter or config.interpreter
-                trajectories = _sample(policies, prompts, config, number, place, runs_code)
-            seed = config.seed * 1000 + number
-            examples = _select(learner, trajectories, seed, place)
-            stage = Stage(policies.current, folder / "train", policies.reference, seed, cache)
-            with reporter.stage(f"{place.name}/train", None, "steps") as advance:
-                checkpoints = train(learner, examples, method.train, stage, on_step=advance)
-            result = _choose(policies, checkpoints, data.validation, config, number, place)
-        for _, path in step_folders(folder / "train"):
-            drop_state(path)  # here, so that a kill after the result was written leaves none
+        result = run_iteration(
+            policies,
+            replace(data, prompts=_slice(data.prompts, number, config.iterations)),
+            learner_name,
+            run / f"iteration-{number}",
+            number=number,
+            method=method,
+            config=config,
+            reporter=reporter,
+            interpreter=interpreter,
+            cache=cache,
+        )
         results.append(result)
-        policies = _next(policies, result.policy, number, config)
+        policies = policies.after(result, config.reference)
     return results
+
+
+def run_iteration(
+    policies: Policies,
+    data: Data,
+    learner_name: str,
+    folder: Path,
+    *,
+    number: int = 1,
+    method: Method | None = None,
+    config: IterateConfig | None = None,
+    reporter: Reporter | None = None,
+    interpreter: str | Interpreter | None = None,
+    cache: Path | None = None,
+) -> IterationResult:
+    """Run one iteration: sample, choose examples, train, and choose a checkpoint.
+
+    Killed and called again with the same arguments it goes on where it stopped; one that is
+    finished is only read.
+
+    Args:
+        policies: what to sample from, to start from and to compare with.
+        data: the prompts of this iteration, all of which are used, and the validation problems.
+        learner_name: which learner trains.
+        folder: where the iteration writes, see the module.
+        number: which iteration this is; part of its seeds.
+        method: settings of the loss and of the training loop.
+        config: sampling, engine and seed. Its `iterations` and `reference` say nothing here.
+        reporter: told of the progress.
+        interpreter: runs the sampled episodes' code in the place of the config's.
+        cache: file for log-probs of the reference. Left out: `reference.sqlite` beside `folder`.
+
+    Raises:
+        ConfigError: no such learner, or no validation problems or demonstrations to use.
+        TrainingError: there is nothing to train on.
+    """
+    method, config = method or Method(), config or IterateConfig()
+    learner = make_learner(learner_name, method.loss)
+    _check(learner, data, replace(config, iterations=1))
+    result = _read_result(policies, number, folder)
+    if result is None:
+        name = f"seed-{config.seed}/{learner_name}/{folder.name}"
+        place = _Place(name, folder, reporter or Reporter())
+        trajectories: Sequence[Trajectory] = data.demonstrations
+        if not learner.from_demonstrations:
+            runs_code = interpreter or config.interpreter
+            trajectories = _sample(policies, data.prompts, config, number, place, runs_code)
+        seed = config.seed * 1000 + number
+        examples = _select(learner, trajectories, seed, place)
+        cache = cache or folder.parent / "reference.sqlite"
+        stage = Stage(policies.current, folder / "train", policies.reference, seed, cache)
+        with place.reporter.stage(f"{name}/train", None, "steps") as advance:
+            checkpoints = train(learner, examples, method.train, stage, on_step=advance)
+        result = _choose(policies, checkpoints, data.validation, config, number, place)
+    for _, path in step_folders(folder / "train"):
+        drop_state(path)  # here, so that a kill after the result was written leaves none
+    return result
 
 
 def _check(learner: Learner, data: Data, config: IterateConfig) -> None:
@@ -217,25 +308,6 @@ def _check(learner: Learner, data: Data, config: IterateConfig) -> None:
         )
 
 
-def _next(policies: _Policies, chosen: Path, number: int, config: IterateConfig) -> _Policies:
-    """Return the policies of the iteration after this one.
-
-    Where the policy stayed, `previous` stays too: a mixture of a policy with itself would
-    be no mixture.
-    """
-    moved = chosen != policies.current
-    match config.reference:
-        case int(every):
-            update = number % every == 0
-        case word:
-            update = word == "last"
-    return _Policies(
-        current=chosen,
-        previous=policies.current if moved else policies.previous,
-        reference=chosen if update else policies.reference,
-    )
-
-
 def _slice(prompts: Sequence[Problem], number: int, iterations: int) -> Sequence[Problem]:
     """Disjoint prompts for each iteration, as in the paper."""
     size = len(prompts) // iterations
@@ -243,7 +315,7 @@ def _slice(prompts: Sequence[Problem], number: int, iterations: int) -> Sequence
 
 
 def _sample(
-    policies: _Policies,
+    policies: Policies,
     prompts: Sequence[Problem],
     config: IterateConfig,
     number: int,
@@ -309,7 +381,7 @@ def _select(
 
 
 def _choose(
-    policies: _Policies,
+    policies: Policies,
     checkpoints: Sequence[Path],
     validation: Sequence[Problem],
     config: IterateConfig,
@@ -351,7 +423,7 @@ def _choose(
     return result
 
 
-def _read_result(policies: _Policies, number: int, folder: Path) -> IterationResult | None:
+def _read_result(policies: Policies, number: int, folder: Path) -> IterationResult | None:
     """Return what an earlier run chose in an iteration, or None where it did not get that far."""
     file = folder / _RESULT
     if not file.exists():

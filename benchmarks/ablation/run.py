@@ -32,7 +32,7 @@ from benchmarks.ablation.noise import NoisyInterpreter
 from benchmarks.ablation.sft import adopt, check_sft
 from benchmarks.ablation.variants import Sizes, Variant, recipe_of
 from learners.checkpoint import step_folders
-from learners.iterate import Data, IterationResult, Method, evaluate, iterate
+from learners.iterate import Data, IterationResult, Policies, evaluate, run_iteration
 from learners.recipe import Recipe, structured
 from learners.reporter import Reporter
 from learners.run import ProblemSets, Start, fine_tune, prepare, problem_sets
@@ -232,28 +232,28 @@ class World:
         _copy_samples(shared / "rollouts.jsonl", folder / "iteration-1" / "rollouts.jsonl", wanted)
         before = shared / "validation.jsonl"
         interpreter = _interpreter(variant.noise)
+        policies = Policies.start(start.policy, start.previous)
+        size = self.sizes.prompts
         for number in range(1, recipe.iterate.iterations + 1):
-            validation = folder / f"iteration-{number}" / "validation"
-            _copy(before, validation / "before.jsonl")
-            data = Data(
-                self.sets.prompts[: number * self.sizes.prompts],
-                self.sets.validation,
-                start.demonstrations,
-            )
-            result = iterate(
-                start.policy,
-                start.previous,
-                data,
+            place = folder / f"iteration-{number}"
+            _copy(before, place / "validation" / "before.jsonl")
+            prompts = self.sets.prompts[(number - 1) * size : number * size]
+            result = run_iteration(
+                policies,
+                Data(prompts, self.sets.validation, start.demonstrations),
                 recipe.learner,
-                recipe.methods.get(recipe.learner, Method()),
-                replace(recipe.iterate, iterations=number, seed=recipe.seed),
-                folder,
-                self.reporter,
-                interpreter,
-            )[-1]
+                place,
+                number=number,
+                method=recipe.methods.get(recipe.learner),
+                config=replace(recipe.iterate, seed=recipe.seed),
+                reporter=self.reporter,
+                interpreter=interpreter,
+            )
             yield result
-            stayed = result.policy.parent.parent.name != f"iteration-{number}"
-            before = validation / f"{'before' if stayed else result.policy.name}.jsonl"
+            policies = policies.after(result, recipe.iterate.reference)
+            stayed = result.policy.parent.parent.name != place.name
+            last = "before" if stayed else result.policy.name
+            before = place / "validation" / f"{last}.jsonl"
 
     def _shared(self, variant: Variant, among: Sequence[Variant], start: Start) -> Path:
         """Sample and validate the start of a variant, for all variants that begin like it.

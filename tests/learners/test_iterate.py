@@ -15,7 +15,17 @@ from learners import learner as registry
 from learners import reference
 from learners import train as stages
 from learners.checkpoint import read_manifest, step_folders
-from learners.iterate import Data, IterateConfig, Method, evaluate, iterate, mean_reward
+from learners.iterate import (
+    Data,
+    IterateConfig,
+    IterationResult,
+    Method,
+    Policies,
+    evaluate,
+    iterate,
+    mean_reward,
+    run_iteration,
+)
 from learners.learner import register_learner
 from learners.lora import LoRA
 from learners.recipe import load_recipe
@@ -223,6 +233,25 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(go, tmp_path):
 # --- which policy plays which part
 
 
+def test_single_iterations_with_own_code_between_are_the_loop(go, micro, data, tmp_path):
+    looped = go(iterations=2)
+    config = replace(micro.recipe.iterate, iterations=2)
+    policies = Policies.start(micro.start.policy, micro.start.previous)
+    half = len(data.prompts) // 2
+    for number, whole in enumerate(looped, 1):
+        mine = replace(data, prompts=data.prompts[(number - 1) * half : number * half])
+        folder = tmp_path / "own" / f"iteration-{number}"
+        result = run_iteration(
+            policies, mine, "mdpo", folder, number=number, method=micro.method, config=config
+        )
+        assert result.scores == whole.scores
+        assert (folder / "result.json").read_text() == (
+            tmp_path / "run" / folder.name / "result.json"
+        ).read_text()
+        policies = policies.after(result)
+    assert (tmp_path / "own" / "reference.sqlite").exists()
+
+
 def test_an_improved_policy_is_taken_and_the_one_before_becomes_previous(
     go, coached, record, micro, tmp_path
 ):
@@ -284,12 +313,12 @@ def test_the_reference_moves_as_often_as_was_asked(go, coached, micro, tmp_path)
 
 def test_every_k_iterations_the_reference_is_the_newest_policy():
     def references(which, count=6):
-        config = IterateConfig(iterations=count, reference=which)
-        policies = loop._Policies(Path("0"), Path("-1"), Path("0"))
+        policies = Policies(Path("0"), Path("-1"), Path("0"))
         found = []
         for number in range(1, count + 1):
             found.append(int(policies.reference.name))
-            policies = loop._next(policies, Path(str(number)), number, config)
+            result = IterationResult(number, Path(str(number)), 1.0, 0.0, {}, ())
+            policies = policies.after(result, which)
         return found
 
     assert references("last") == references(1) == [0, 1, 2, 3, 4, 5]
