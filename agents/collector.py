@@ -22,6 +22,7 @@ from agents.llm import derive_seed
 from mathenv.env import MathToolEnv
 from mathenv.errors import ConfigError, InfraError, MathEnvError
 from mathenv.interpreter import Interpreter
+from mathenv.protocol import ProtocolName, check_protocol
 from mathenv.types import FinishReason, Grade, GradeStatus, Problem, StopReason, Trajectory
 
 Result = TypeVar("Result")
@@ -33,6 +34,10 @@ class CollectConfig:
 
     Args:
         horizon: actions per episode at most (paper: 6).
+        protocol: how turns are read: "lenient", as models write them, or "paper", the paper's
+            format to the letter.
+        say_empty: tell the model of a cell that printed nothing, in a sentence, where its output
+            would be empty.
         concurrency: episodes in flight per engine. Twice the engine's slots keep it busy
             while others run code.
         slots: requests that one engine works on at most, where that is less than the engine
@@ -54,6 +59,8 @@ class CollectConfig:
     """
 
     horizon: int = 6
+    protocol: ProtocolName = "lenient"
+    say_empty: bool = False
     concurrency: int = 128
     threads: int = 4
     seed: int = 0
@@ -64,6 +71,7 @@ class CollectConfig:
     backoff_seconds: float = 0.5
 
     def __post_init__(self) -> None:
+        check_protocol(self.protocol)
         slots = 1 if self.slots is None else self.slots
         if min(self.horizon, self.concurrency, self.threads, slots) < 1:
             raise ConfigError(f"horizon, concurrency, threads, slots must be at least 1: {self}")
@@ -195,6 +203,8 @@ class _Seat:
                     problems=[job.problem],
                     interpreter=self._interpreter,
                     horizon=self._config.horizon,
+                    protocol=self._config.protocol,
+                    say_empty=self._config.say_empty,
                 )
                 file(await self._try(env, job))
         finally:
@@ -273,7 +283,8 @@ class _Seat:
             if action is None:
                 return StopReason.TOKEN_LIMIT
             finishes.append(action.finish)
-            observation, *_ = await self._call(env.step, action.text)
+            finished = action.finish is not FinishReason.LENGTH
+            observation, *_ = await self._call(env.step, action.text, finished=finished)
         if env.stop_reason is StopReason.NO_ACTION and finishes[-1] is FinishReason.LENGTH:
             return StopReason.TOKEN_LIMIT  # cut off before it could write either
         return env.stop_reason

@@ -29,7 +29,7 @@ from agents.tiny import make_tiny
 from learners.checkpoint import drop_state, step_folders
 from learners.iterate import Data, IterationResult, Method, iterate
 from learners.learner import make_learner
-from learners.recipe import ProblemsConfig, Recipe, structured
+from learners.recipe import ProblemsConfig, Recipe, stored_recipe
 from learners.reporter import Reporter
 from learners.train import Stage, train
 from mathenv.env import shared_interpreter
@@ -114,8 +114,7 @@ def prepare(run: Path, recipe: Recipe) -> None:
     # Learners share a folder's base and SFT, so that they start from the same policy.
     wanted = json.loads(json.dumps({**asdict(recipe), "learner": "any"}))
     if file.exists():
-        # What an earlier version did not know of was as its default is now.
-        stored = structured(json.loads(file.read_text())["recipe"], Recipe, file)
+        stored = stored_recipe(json.loads(file.read_text())["recipe"], file)
         found = json.loads(json.dumps(asdict(stored)))
         changed = sorted(k for k in wanted if found.get(k) != wanted[k])
         if changed:
@@ -222,7 +221,10 @@ def _play_solutions(
         return file  # training has begun: one that failed then must not join later
     direct = [p for p in problems if _is_direct(p, recipe.problems)]
     with_tool = [p for p in problems if not _is_direct(p, recipe.problems)]
-    config = CollectConfig(horizon=recipe.iterate.collect.horizon, seed=recipe.seed)
+    told = recipe.iterate.collect
+    config = CollectConfig(
+        horizon=told.horizon, protocol=told.protocol, say_empty=told.say_empty, seed=recipe.seed
+    )
     with (
         TrajectoryStore(file) as store,
         reporter.stage(
