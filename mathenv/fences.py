@@ -28,7 +28,7 @@ INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060"
 _BLANKS = " \t\f\v" + WIDE_BLANKS + INVISIBLE
 _BLANK = f"[{_BLANKS}]"
 _OPENING = re.compile(
-    rf"(?P<lead>{_BLANK}*+(?P<quotes>(?:>{_BLANK}*+)*+)(?:(?:[-*+]|[0-9]{{1,9}}[.)]){_BLANK}++)*+)"
+    rf"(?P<lead>{_BLANK}*+(?:>{_BLANK}*+|(?:[-*+]|[0-9]{{1,9}}[.)]){_BLANK}++)*+)"
     r"(?P<fence>`{3,}+(?=[^`]*+\Z)|~{3,}+)(?P<info>.*)",
     re.DOTALL,
 )
@@ -145,7 +145,7 @@ def _opening(line: str, *, after_fence: bool) -> _Opening | None:
         fence=found["fence"],
         info=found["info"],
         column=_width(found["lead"]),
-        quotes=found["quotes"].count(">"),
+        quotes=found["lead"].count(">"),
         kind=kind,
         language=language,
     )

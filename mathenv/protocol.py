@@ -153,8 +153,6 @@ def _complaint(document: Document, prose: str) -> str:
             why = "the python block is empty"
             if block.on_fence:
                 why = "the line that opens the block holds more than the language"
-            elif not block.closed:
-                why = "the python block is not closed"
             return f"No code was run: {why}. {HOW_TO_RUN}"
         if block.kind == "other":
             name = "".join(filter(str.isprintable, block.language))[:_SHOWN]
