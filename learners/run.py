@@ -38,6 +38,7 @@ from mathenv.grading import STRICT
 from mathenv.interpreter import Interpreter, Limits
 from mathenv.manifest import environment
 from mathenv.problems import load_problems
+from mathenv.problems.base import split_file
 from mathenv.store import TrajectoryStore, read_trajectories, write_atomic
 from mathenv.types import Problem, Trajectory
 
@@ -89,7 +90,11 @@ def problem_sets(config: ProblemsConfig) -> ProblemSets:
 
 
 def _has_validation(source: str) -> bool:
-    return source in ("words", "words_ood") or Path(source, "validation.jsonl").exists()
+    return source in ("words", "words_ood") or _holds(Path(source), "validation")
+
+
+def _holds(folder: Path, split: str) -> bool:
+    return folder.is_dir() and split_file(folder, split) is not None
 
 
 def _load(config: ProblemsConfig, split: str, count: int) -> Sequence[Problem]:
