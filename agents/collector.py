@@ -25,6 +25,7 @@ from agents.llm import derive_seed
 from mathenv.env import MathToolEnv
 from mathenv.errors import ConfigError, InfraError, MathEnvError
 from mathenv.interpreter import Interpreter
+from mathenv.protocol import ProtocolName, check_protocol
 from mathenv.types import FinishReason, Grade, GradeStatus, Problem, StopReason, Trajectory
 
 Result = TypeVar("Result")
@@ -38,6 +39,10 @@ class CollectConfig:
 
     Args:
         horizon: actions per episode at most (paper: 6).
+        protocol: how turns are read: "lenient", as models write them, or "paper", the paper's
+            format to the letter.
+        say_empty: tell the model of a cell that printed nothing, in a sentence, where its output
+            would be empty.
         concurrency: episodes in flight per engine. Twice the engine's slots keep it busy
             while others run code.
         slots: requests that one engine works on at most, where that is less than the engine
@@ -59,6 +64,8 @@ class CollectConfig:
     """
 
     horizon: int = 6
+    protocol: ProtocolName = "lenient"
+    say_empty: bool = False
     concurrency: int = 128
     threads: int = 4
     seed: int = 0
@@ -69,6 +76,7 @@ class CollectConfig:
     backoff_seconds: float = 0.5
 
     def __post_init__(self) -> None:
+        check_protocol(self.protocol)
         slots = 1 if self.slots is None else self.slots
         if min(self.horizon, self.concurrency, self.threads, slots) < 1:
             raise ConfigError(f"horizon, concurrency, threads, slots must be at least 1: {self}")
@@ -99,8 +107,8 @@ class Collector:
     Args:
         make_env: called with the problems to play, returns the environment that plays them:
             a `MathToolEnv`, or any Gymnasium wrapper around one. It is called once for each
-            episode in flight. Left out: a `MathToolEnv` with the config's horizon and the
-            interpreter, which both belong to that environment alone.
+            episode in flight. Left out: a `MathToolEnv` with the config's horizon and
+            protocol and the interpreter, which belong to that environment alone.
 
     Raises:
         ConfigError: two agents go by one name.
@@ -120,7 +128,11 @@ class Collector:
             raise ConfigError("agents of a mixture need different names")
         self.config = config
         self.make_env = make_env or partial(
-            MathToolEnv, interpreter=interpreter, horizon=config.horizon
+            MathToolEnv,
+            interpreter=interpreter,
+            horizon=config.horizon,
+            protocol=config.protocol,
+            say_empty=config.say_empty,
         )
         engines = {id(_engine(agent)): _engine(agent) for agent in agents}
         self._slots = {key: _slots(engine, config) for key, engine in engines.items()}
@@ -294,6 +306,7 @@ class _Seat:
                 return StopReason.TOKEN_LIMIT
             played.append((action.finish, ""))
             # A wrapper may change what the tool printed: the agent, and so the record, see that.
+            inner.action_is_cut = action.finish is FinishReason.LENGTH
             observation, *_ = await self._call(env.step, action.text)
             played[-1] = (action.finish, observation)
         if inner.stop_reason is StopReason.NO_ACTION and played[-1][0] is FinishReason.LENGTH:

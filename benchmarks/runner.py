@@ -34,8 +34,12 @@ from mathenv.grading.policy import STRICT, GradePolicy, find_policy
 from mathenv.grading.validate import self_mismatches
 from mathenv.interpreter import Interpreter, Limits
 from mathenv.manifest import environment
+from mathenv.protocol import ProtocolName
 from mathenv.store import TrajectoryStore, write_atomic
 from mathenv.types import GradeStatus, Problem, StopReason, Trajectory
+
+# What runs were played with before these settings were recorded.
+_BEFORE: Mapping[str, Any] = {"protocol": "paper", "say_empty": False}
 
 AgentSource = Agent | Callable[[Sequence[Problem]], Agent]
 
@@ -55,6 +59,8 @@ def run_bench(
     data: str | Path | None = None,
     limit: int | None = None,
     horizon: int = 6,
+    protocol: ProtocolName = "lenient",
+    say_empty: bool = False,
     concurrency: int = 32,
     seed: int = 0,
     interpreter: str | Interpreter = "local",
@@ -68,6 +74,7 @@ def run_bench(
         agent: an agent, or what makes one of the problems (e.g. `OracleAgent`).
         out: folder of the run; None plays in memory, writes nothing and cannot be resumed.
         data, limit: as in `Suite.load`; the draw of `limit` problems is the same for all seeds.
+        horizon, protocol, say_empty: as in `CollectConfig`.
         seed: fixes sampling and the interpreters' seeds, with problem and sample number.
         policy: what counts as equal, a preset's name or a policy.
         progress: called with the number of finished episodes and the total.
@@ -81,12 +88,20 @@ def run_bench(
         raise ConfigError(f"a benchmark needs at least one sample per problem, not {samples}")
     problems = suite.load(data=data, limit=limit)
     player = _agent(agent, problems)
-    settings = CollectConfig(horizon=horizon, concurrency=concurrency, seed=seed)
+    settings = CollectConfig(
+        horizon=horizon,
+        protocol=protocol,
+        say_empty=say_empty,
+        concurrency=concurrency,
+        seed=seed,
+    )
     config = {
         **describe_problems(suite, problems),
         "samples": samples,
         "seed": seed,
         "horizon": horizon,
+        "protocol": protocol,
+        "say_empty": say_empty,
         "agent": {**describe_agent(player), **(details or {})},
     }
     if isinstance(interpreter, str):
@@ -198,6 +213,8 @@ def claim(out: Path, config: Mapping[str, Any]) -> None:
     except ValueError as error:
         raise ConfigError(f"{file} is damaged ({error}): choose another --out") from None
     wanted = json.loads(text)
+    for name in wanted.keys() & _BEFORE:  # settings that are newer than the folder
+        recorded.setdefault(name, _BEFORE[name])
     if recorded == wanted:
         return
     different = sorted(k for k in {*recorded, *wanted} if recorded.get(k) != wanted.get(k))

@@ -134,6 +134,20 @@ def structured(values: Mapping[str, Any], kind: type[T], where: str | Path) -> T
         raise ConfigError(f"{where}: " + "; ".join(problems)) from error
 
 
+def stored_recipe(values: Mapping[str, Any], where: Path) -> Recipe:
+    """Return the recipe that a run's file holds, as that run was played.
+
+    What an earlier version did not know of was as its default is now, but for the protocol:
+    such runs were read as the paper's.
+
+    Raises:
+        ConfigError: as `structured`.
+    """
+    iterate = values.get("iterate", {})
+    collect = {"protocol": "paper", **iterate.get("collect", {})}
+    return structured({**values, "iterate": {**iterate, "collect": collect}}, Recipe, where)
+
+
 def recipe_names() -> list[str]:
     """Names of the recipes that ship."""
     return sorted(

@@ -29,7 +29,7 @@ from agents.tiny import make_tiny
 from learners.checkpoint import drop_state, step_folders
 from learners.iterate import Data, IterationResult, Method, iterate
 from learners.learner import make_learner
-from learners.recipe import ProblemsConfig, Recipe, structured
+from learners.recipe import ProblemsConfig, Recipe, stored_recipe
 from learners.reporter import Reporter
 from learners.train import Stage, train
 from mathenv.env import shared_interpreter
@@ -38,6 +38,7 @@ from mathenv.grading import STRICT
 from mathenv.interpreter import Interpreter, Limits
 from mathenv.manifest import environment
 from mathenv.problems import load_problems
+from mathenv.problems.base import split_file
 from mathenv.store import TrajectoryStore, read_trajectories, write_atomic
 from mathenv.types import Problem, Trajectory
 
@@ -89,7 +90,11 @@ def problem_sets(config: ProblemsConfig) -> ProblemSets:
 
 
 def _has_validation(source: str) -> bool:
-    return source in ("words", "words_ood") or Path(source, "validation.jsonl").exists()
+    return source in ("words", "words_ood") or _holds(Path(source), "validation")
+
+
+def _holds(folder: Path, split: str) -> bool:
+    return folder.is_dir() and split_file(folder, split) is not None
 
 
 def _load(config: ProblemsConfig, split: str, count: int) -> Sequence[Problem]:
@@ -114,8 +119,7 @@ def prepare(run: Path, recipe: Recipe) -> None:
     # Learners share a folder's base and SFT, so that they start from the same policy.
     wanted = json.loads(json.dumps({**asdict(recipe), "learner": "any"}))
     if file.exists():
-        # What an earlier version did not know of was as its default is now.
-        stored = structured(json.loads(file.read_text())["recipe"], Recipe, file)
+        stored = stored_recipe(json.loads(file.read_text())["recipe"], file)
         found = json.loads(json.dumps(asdict(stored)))
         changed = sorted(k for k in wanted if found.get(k) != wanted[k])
         if changed:
@@ -222,7 +226,10 @@ def _play_solutions(
         return file  # training has begun: one that failed then must not join later
     direct = [p for p in problems if _is_direct(p, recipe.problems)]
     with_tool = [p for p in problems if not _is_direct(p, recipe.problems)]
-    config = CollectConfig(horizon=recipe.iterate.collect.horizon, seed=recipe.seed)
+    told = recipe.iterate.collect
+    config = CollectConfig(
+        horizon=told.horizon, protocol=told.protocol, say_empty=told.say_empty, seed=recipe.seed
+    )
     with (
         TrajectoryStore(file) as store,
         reporter.stage(

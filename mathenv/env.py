@@ -26,7 +26,15 @@ from mathenv.interpreter.base import Interpreter, Limits, Session
 from mathenv.interpreter.docker import DockerInterpreter
 from mathenv.interpreter.local import TIERS, LocalInterpreter
 from mathenv.problems import load_problems
-from mathenv.protocol import extract_code, last_boxed, output_block
+from mathenv.protocol import (
+    PRINTED_NOTHING,
+    ProtocolName,
+    boxed_in,
+    check_protocol,
+    last_boxed,
+    output_block,
+    read,
+)
 from mathenv.spaces import UnicodeText
 from mathenv.types import (
     ExecutionResult,
@@ -45,32 +53,48 @@ Grader = Callable[[str, str], Grade]
 _TERMINATED = frozenset({StopReason.ANSWERED, StopReason.NO_ACTION})
 
 
+_IN_REASONING = (
+    "Nothing was read: what stands after <think> and before </think> is reasoning. Write the "
+    "code or the answer after </think>."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one turn's text asks for. `stop` is None exactly where `code` is to be run."""
+    """What one turn's text asks for. `stop` is None where the episode goes on.
+
+    Then either `code` is to be run, or `complaint` tells the model why there is none.
+    """
 
     code: str | None
     answer: str | None
     stop: StopReason | None
+    complaint: str = ""
 
 
-def read_turn(action: str, *, last: bool) -> Reading:
+def read_turn(
+    action: str, *, last: bool, protocol: ProtocolName = "lenient", finished: bool = True
+) -> Reading:
     """Decide what a turn does; `last` says that no further turn is allowed.
 
     An answer wins over code in the same turn, which is then not run (section 3.1). On the
     last turn code is not run either: its output could not be used any more. Reasoning
-    before `</think>` is neither code nor answer, as for the grader.
+    before `</think>` is neither code nor answer, as for the grader. A turn that tries to run
+    code but cannot be read is complained about and costs a turn, unless a limit cut it
+    (`finished` is False) or the protocol is the paper's, which knows no complaints.
     """
-    text = visible_text(action)
-    code, answer = extract_code(text), last_boxed(text)
-    stop = None
+    found = read(visible_text(action), protocol, finished=finished)
+    answer = boxed_in(found.prose)
     if answer is not None:
-        stop = StopReason.ANSWERED
-    elif code is None:
-        stop = StopReason.NO_ACTION
-    elif last:
-        stop = StopReason.HORIZON
-    return Reading(code, answer, stop)
+        return Reading(found.code, answer, StopReason.ANSWERED)
+    complaint = found.complaint
+    if found.code is None and not complaint and protocol == "lenient":
+        whole = read(action) if "<think>" in action or "</think>" in action else found
+        if whole.code is not None or boxed_in(whole.prose) is not None:
+            complaint = _IN_REASONING
+    if found.code is None and not (complaint and finished):
+        return Reading(None, None, StopReason.NO_ACTION)
+    return Reading(found.code, None, StopReason.HORIZON if last else None, complaint)
 
 
 class MathToolEnv(gymnasium.Env[str, str]):
@@ -89,6 +113,10 @@ class MathToolEnv(gymnasium.Env[str, str]):
         grader: a policy of `mathenv.grading` (`"strict"`, `"paper"`, `"math_verify"`, with
             overrides, or a `GradePolicy`), or a function from (reference answer, last turn)
             to a `Grade`.
+        protocol: how turns are read: `"lenient"`, as models write them, or `"paper"`, the
+            paper's format to the letter (`mathenv.protocol`).
+        say_empty: tell the model of a cell that printed nothing, in a sentence. By default its
+            output is empty, as in the paper.
         order: `shuffle` draws without replacement and reshuffles when all were drawn;
             `sequential` goes through the problems in order, over and over.
         render_mode: `ansi` makes `render` return a transcript of the episode so far.
@@ -104,7 +132,8 @@ class MathToolEnv(gymnasium.Env[str, str]):
         turn               turns taken so far (int)
         horizon            most turns allowed (int)
         stop_reason        a `StopReason` value, or None while the episode runs
-        execution_status   an `ExecutionStatus` value where this turn's code ran, else None
+        execution_status   an `ExecutionStatus` value where this turn's code ran, `unread` where
+                           it could not be read and the observation says why, else None
         grade_status       a `GradeStatus` value once the episode ended, else None
         answer             the final answer this turn gave, as text, else None
         valid              False where the episode must be excluded (bool)
@@ -124,6 +153,8 @@ class MathToolEnv(gymnasium.Env[str, str]):
         data: str | Path | None = None,
         limit: int | None = None,
         horizon: int = 6,
+        protocol: ProtocolName = "lenient",
+        say_empty: bool = False,
         interpreter: str | Interpreter = "local",
         limits: Limits | None = None,
         min_tier: str | None = None,
@@ -138,7 +169,9 @@ class MathToolEnv(gymnasium.Env[str, str]):
             raise ConfigError(f"order must be one of {get_args(Order)}, got {order!r}")
         if render_mode not in (None, "ansi"):
             raise ConfigError(f"render_mode must be None or 'ansi', got {render_mode!r}")
+        check_protocol(protocol)
         self.horizon = horizon
+        self.protocol, self.say_empty = protocol, say_empty
         _check_interpreter(interpreter, limits)
         if min_tier is not None:
             _check_name(min_tier)
@@ -146,6 +179,7 @@ class MathToolEnv(gymnasium.Env[str, str]):
                 _check_tier(interpreter, min_tier)
         self.order = order
         self.render_mode = render_mode
+        self.action_is_cut = False  # an attribute: wrappers' `step` takes the action alone
         self.observation_space = UnicodeText()
         self.action_space = UnicodeText()
         self._interpreter = interpreter
@@ -223,7 +257,9 @@ class MathToolEnv(gymnasium.Env[str, str]):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Play one turn: return observation, reward, terminated, truncated and `info`.
 
-        The observation is the raw output of the code; agents wrap it for their template.
+        The observation is the raw output of the code; agents wrap it for their template. Whoever
+        knows that a token limit cut the action sets `action_is_cut` before: a last block without
+        its closing fence is then half a cell, which is not run.
 
         Raises:
             ResetNeeded: before `reset` and after the end of an episode.
@@ -235,14 +271,18 @@ class MathToolEnv(gymnasium.Env[str, str]):
             raise ResetNeeded(f"the episode ended ({self._stop}): call reset() before step()")
         if not isinstance(action, str):
             raise ConfigError(f"step() takes the agent's text (str), got {type(action).__name__}")
-        reading = read_turn(action, last=len(self._turns) + 1 == self.horizon)
+        last = len(self._turns) + 1 == self.horizon
+        finished, self.action_is_cut = not self.action_is_cut, False
+        reading = read_turn(action, last=last, protocol=self.protocol, finished=finished)
         stop, self._answer = reading.stop, reading.answer
         execution = None
-        if stop is None and reading.code is not None:
+        if stop is None and reading.code is None:
+            execution = ExecutionResult(ExecutionStatus.UNREAD, reading.complaint)
+        elif stop is None and reading.code is not None:
             execution = self._execute(reading.code)
             if execution.status is ExecutionStatus.INFRA:
                 stop = StopReason.INFRA
-        observation = execution.output if execution is not None and stop is None else ""
+        observation = "" if execution is None or stop is not None else self._told(execution)
         self._turns.append(Turn(action, reading.code, observation, execution))
         if stop is not None:
             self._finish(stop, problem, action)
@@ -293,6 +333,10 @@ class MathToolEnv(gymnasium.Env[str, str]):
                 self._queue = list(range(count))[::-1]
         return self._queue.pop()
 
+    def _told(self, execution: ExecutionResult) -> str:
+        silent = execution.status is ExecutionStatus.OK and not execution.output.strip()
+        return PRINTED_NOTHING if silent and self.say_empty else execution.output
+
     def _execute(self, code: str) -> ExecutionResult:
         """Run a cell; after a failure of the machinery, once more in a fresh session.
 
@@ -335,6 +379,10 @@ class MathToolEnv(gymnasium.Env[str, str]):
         return verdict
 
     def _attempt_grade(self, gold: str, action: str) -> Grade:
+        # A grader reads the turn as the lenient protocol does: where the paper's reading finds
+        # another answer, that is the one to grade.
+        if self.protocol == "paper" and last_boxed(visible_text(action)) != self._answer:
+            action = f"\\boxed{{{self._answer}}}"
         try:
             return self._grader(gold, action)
         except InfraError as error:

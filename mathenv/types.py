@@ -37,7 +37,7 @@ class Problem:
 
 
 class ExecutionStatus(StrEnum):
-    """How one interpreter cell ended. Only INFRA may be retried."""
+    """How one interpreter cell ended. Only INFRA may be retried. UNREAD is the environment's."""
 
     OK = "ok"
     ERROR = "error"  # the cell raised
@@ -47,6 +47,7 @@ class ExecutionStatus(StrEnum):
     BLOCKED = "blocked"  # the sandbox refused an operation and killed the session
     DIED = "died"  # the cell ended its own process
     INFRA = "infra"  # our machinery failed, the model is not to blame
+    UNREAD = "unread"  # nothing ran: the turn tries to run code but cannot be read as it stands
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from benchmarks.ablation.sft import adopt, check_sft
 from benchmarks.ablation.variants import Sizes, Variant, recipe_of
 from learners.checkpoint import step_folders
 from learners.iterate import Data, IterationResult, Policies, evaluate, run_iteration
-from learners.recipe import Recipe, structured
+from learners.recipe import Recipe, stored_recipe
 from learners.reporter import Reporter
 from learners.run import ProblemSets, Start, fine_tune, prepare, problem_sets
 from mathenv.env import shared_interpreter
@@ -102,8 +102,7 @@ def pin(out: Path, recipe: Recipe, sizes: Sizes) -> None:
         write_atomic(file, json.dumps({**wanted, "environment": environment()}, indent=1))
         return
     found = read_config(out)
-    # Settings that are newer than the folder have their defaults there.
-    stored = structured(found.get("recipe", {}), Recipe, file)
+    stored = stored_recipe(found.get("recipe", {}), file)
     found["recipe"] = json.loads(json.dumps(asdict(stored)))
     changed = sorted(
         f"{part}.{name}"

@@ -13,6 +13,7 @@ nowhere else; inspect's own sandboxes and tools are not used. Needs the package 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import anyio
@@ -26,7 +27,7 @@ from benchmarks.suites import find_suites
 from mathenv.env import MathToolEnv
 from mathenv.grading import grade
 from mathenv.problems import has_label_issue
-from mathenv.protocol import output_block
+from mathenv.protocol import ProtocolName, output_block
 from mathenv.types import ExecutionStatus, Problem, StopReason
 
 INSTRUCTION = (
@@ -44,6 +45,7 @@ def suite_task(
     data: str | None = None,
     limit: int | None = None,
     horizon: int = 6,
+    protocol: ProtocolName = "lenient",
     interpreter: str = "local",
     policy: str = "strict",
     instruction: str = INSTRUCTION,
@@ -56,6 +58,7 @@ def suite_task(
         data: folder with the rows, or with one folder per suite; left out: the hub.
         limit: draw this many problems of each suite.
         horizon: most turns of an episode.
+        protocol: how turns are read, `lenient` or `paper` (`mathenv.protocol`).
         interpreter: `local` or `docker`: what runs the model's code.
         policy: the grading policy's preset.
         instruction: the system message; "" for models that were trained on the protocol.
@@ -70,7 +73,7 @@ def suite_task(
     ]
     return Task(
         dataset=MemoryDataset([_sample(problem) for problem in problems], name=suites),
-        solver=tool_integrated(horizon, interpreter, instruction),
+        solver=tool_integrated(horizon, interpreter, instruction, protocol),
         scorer=boxed_answer(policy),
     )
 
@@ -88,7 +91,10 @@ def _sample(problem: Problem) -> Sample:
 
 @solver
 def tool_integrated(
-    horizon: int = 6, interpreter: str = "local", instruction: str = INSTRUCTION
+    horizon: int = 6,
+    interpreter: str = "local",
+    instruction: str = INSTRUCTION,
+    protocol: ProtocolName = "lenient",
 ) -> Solver:
     """Play one episode of `MathToolEnv` with inspect's model: turns of text, code in our sandbox.
 
@@ -96,19 +102,22 @@ def tool_integrated(
         horizon: most turns.
         interpreter: `local` or `docker`.
         instruction: a system message in front of the question, "" for none.
+        protocol: how turns are read, `lenient` or `paper`.
     """
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         if instruction:
             state.messages.insert(0, ChatMessageSystem(content=instruction))
         problem = Problem(str(state.sample_id), state.input_text, state.target.text)
-        env = MathToolEnv([problem], horizon=horizon, interpreter=interpreter)
+        env = MathToolEnv([problem], horizon=horizon, protocol=protocol, interpreter=interpreter)
         try:
             env.reset(seed=state.epoch)
             while env.stop_reason is None and not state.completed:
                 state = await generate(state)
                 # A cell may take seconds: other samples go on meanwhile.
-                output, *_ = await anyio.to_thread.run_sync(env.step, state.output.completion)
+                finished = state.output.stop_reason not in ("max_tokens", "model_length")
+                step = partial(env.step, state.output.completion, finished=finished)
+                output, *_ = await anyio.to_thread.run_sync(step)
                 if env.stop_reason is None:
                     state.messages.append(ChatMessageUser(content=output_block(output)))
             state.store.set(_STORE, _episode(env))

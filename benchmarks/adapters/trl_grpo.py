@@ -47,6 +47,7 @@ from benchmarks.runner import claim
 from benchmarks.suites import find_suite
 from mathenv.errors import ConfigError, DataError, MathEnvError
 from mathenv.interpreter import Interpreter
+from mathenv.protocol import ProtocolName
 from mathenv.store import TrajectoryStore
 from mathenv.types import Problem, Trajectory
 
@@ -231,6 +232,8 @@ class TrainGRPO:
         beta: weight of the KL to the first model, 0 is none.
         temperature: of the sampling.
         horizon: most turns of an episode.
+        protocol: how turns are read: as models write them (lenient), or the paper's format to
+            the letter (paper).
         max_turn_tokens: most tokens of one turn.
         max_tokens: most tokens of a trajectory.
         save_steps: steps between checkpoints.
@@ -251,6 +254,7 @@ class TrainGRPO:
     beta: float = 0.0
     temperature: float = 1.0
     horizon: int = 6
+    protocol: ProtocolName = "lenient"
     max_turn_tokens: int = 512
     max_tokens: int = 2048
     save_steps: int = 50
@@ -285,7 +289,7 @@ class TrainGRPO:
             ChatRenderer(tokenizer),
             max_turn_tokens=self.max_turn_tokens,
             max_tokens=self.max_tokens,
-            collecting=CollectConfig(horizon=self.horizon),
+            collecting=CollectConfig(horizon=self.horizon, protocol=self.protocol),
             interpreter=self.interpreter,
             file=file,
         )

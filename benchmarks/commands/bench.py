@@ -25,6 +25,7 @@ from benchmarks.suites import Suite, find_suites
 from mathenv.env import SandboxTier, shared_interpreter
 from mathenv.errors import ConfigError
 from mathenv.interpreter import Limits
+from mathenv.protocol import ProtocolName
 from mathenv.types import Problem
 
 _SHOWN_MISMATCHES = 20
@@ -43,8 +44,9 @@ class Bench:
         suites: suites separated by commas: gsm8k, math, math500, svamp, asdiv, mawps, gsm_hard,
             aime24, aime25, amc23, words, words_ood, or the path of a .jsonl file of your own
             with `question` and `answer`.
-        setting: `paper` is what arXiv 2409.02392 reports: horizon 6, greedy, zero-shot, and its
-            grader. `default` is the same horizon and the strict grader.
+        setting: `paper` is what arXiv 2409.02392 reports: horizon 6, greedy, zero-shot, its
+            protocol and its grader. `default` is the same horizon, the lenient protocol and the
+            strict grader.
         data: folder with the suite's rows (<split>.jsonl), or with one folder per suite.
             Left out: published data sets come from the Hugging Face hub.
         split: which split (default: test).
@@ -54,6 +56,9 @@ class Bench:
         out: folder for results; each suite gets a folder in it.
         horizon: most turns of an episode (default: 6). Raised for the oracle where solutions
             need more.
+        protocol: how turns are read: as models write them (lenient, the default), or the
+            paper's format to the letter (paper, the default in the setting `paper`).
+        say_empty: tell the model of a cell that printed nothing, in a sentence.
         policy: what counts as equal (default: strict, or paper in the setting `paper`). A
             finished run is scored again under another policy without playing.
         concurrency: episodes played at the same time.
@@ -72,6 +77,8 @@ class Bench:
     greedy: bool = True
     out: Path | None = None
     horizon: int | None = None
+    protocol: ProtocolName | None = None
+    say_empty: bool = False
     policy: Literal["strict", "paper", "math_verify"] | None = None
     concurrency: int = 32
     seed: int = 0
@@ -95,14 +102,16 @@ class Bench:
         wrong = {
             f"--n {self.n}": self.n != 1,
             f"--horizon {self.horizon}": self.horizon not in (None, _PAPER_HORIZON),
+            f"--protocol {self.protocol}": self.protocol not in (None, "paper"),
+            "--say-empty": self.say_empty,
             f"--policy {self.policy}": self.policy not in (None, "paper"),
             f"--temperature {self.who.temperature}": self.who.temperature not in (None, 0),
         }
         flags = [flag for flag, is_wrong in wrong.items() if is_wrong]
         if flags:
             raise ConfigError(
-                f"--setting paper is one greedy sample, horizon {_PAPER_HORIZON} and the policy "
-                f"paper: leave out {', '.join(flags)}, or use --setting default"
+                f"--setting paper is one greedy sample, horizon {_PAPER_HORIZON}, the protocol "
+                f"and the policy paper: leave out {', '.join(flags)}, or use --setting default"
             )
 
     def _results(self, reporter: ConsoleReporter) -> list[BenchResult]:
@@ -145,6 +154,8 @@ class Bench:
                 data=self.data,
                 limit=self.limit,
                 horizon=max(self.horizon or _PAPER_HORIZON, opened.least_horizon),
+                protocol=self.protocol or ("paper" if self.setting == "paper" else "lenient"),
+                say_empty=self.say_empty,
                 concurrency=self.concurrency,
                 seed=self.seed,
                 interpreter=shared_interpreter(self.interpreter, Limits(), self.min_tier),

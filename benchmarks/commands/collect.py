@@ -41,6 +41,7 @@ from mathenv.errors import ConfigError
 from mathenv.grading import STRICT
 from mathenv.interpreter import Limits
 from mathenv.manifest import environment
+from mathenv.protocol import ProtocolName
 from mathenv.store import FILE_NAME, TrajectoryStore, write_atomic
 from mathenv.types import Problem
 
@@ -76,6 +77,9 @@ class Collect:
         n: trajectories per problem.
         mixture: a .toml file of agents (see above). One is opened after the other.
         horizon: most turns of an episode. Raised for the oracle where solutions need more.
+        protocol: how turns are read: as models write them (lenient), or the paper's format to
+            the letter (paper).
+        say_empty: tell the model of a cell that printed nothing, in a sentence.
         concurrency: episodes played at the same time, by each worker.
         threads: cells that run at the same time, at each worker.
         turn_seconds: deadline of one answer of the model; over it, an episode does not count.
@@ -99,6 +103,8 @@ class Collect:
     n: int = 1
     mixture: Path | None = None
     horizon: int = 6
+    protocol: ProtocolName = "lenient"
+    say_empty: bool = False
     concurrency: int = 128
     threads: int = 4
     turn_seconds: float = 1800.0
@@ -179,6 +185,8 @@ class Collect:
         self._note(facts["interpreter"])
         return CollectConfig(
             horizon=horizon,
+            protocol=self.protocol,
+            say_empty=self.say_empty,
             concurrency=self.concurrency,
             threads=self.threads,
             turn_seconds=self.turn_seconds,
@@ -191,7 +199,8 @@ class Collect:
     ) -> None:
         """Make the folder this run's, or check that it is; where it is played is not noted."""
         # Not the number of samples: a later call may add more of them.
-        run = {"seed": self.seed, "horizon": horizon, "agent": agent}
+        reading = {"protocol": self.protocol, "say_empty": self.say_empty}
+        run = {"seed": self.seed, "horizon": horizon, **reading, "agent": agent}
         claim(self.out, {**describe_problems(suite, problems), **run})
 
     def _note(self, interpreter: Mapping[str, str]) -> None:

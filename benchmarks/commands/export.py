@@ -14,7 +14,7 @@ from benchmarks.console import ResultConsole
 from learners.interchange import Format, Row, kto_row, openai_row, trajectories_from, trl_row
 from learners.preferences import PairRules, preference_pairs
 from mathenv.errors import ConfigError, DataError
-from mathenv.problems.base import read_jsonl
+from mathenv.problems.files import read_file
 from mathenv.store import TrajectoryStore, read_trajectories, write_atomic
 from mathenv.types import Trajectory
 
@@ -85,7 +85,7 @@ class Import:
 
     def run(self) -> None:
         """Convert every row, then write: a bad row leaves no half of a file."""
-        rows = [row.fields for row in read_jsonl(self.file)]
+        rows = [row.fields for row in read_file(self.file)]
         try:
             trajectories = list(trajectories_from(rows))
         except DataError as error:

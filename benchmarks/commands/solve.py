@@ -21,6 +21,7 @@ from benchmarks.transcript import action_view, clean, question_panel, verdict_te
 from mathenv.env import SandboxTier, shared_interpreter
 from mathenv.errors import ConfigError
 from mathenv.interpreter import Limits
+from mathenv.protocol import ProtocolName
 from mathenv.store import TrajectoryStore, read_trajectories
 from mathenv.types import Problem, TokenRecord
 
@@ -42,6 +43,9 @@ class Solve:
         problem_id: which problem of the suite, by its id.
         out: keep the trajectory in this .jsonl file or folder.
         horizon: most turns. Raised for the oracle where the solution needs more.
+        protocol: how turns are read: as models write them (lenient), or the paper's format to
+            the letter (paper).
+        say_empty: tell the model of a cell that printed nothing, in a sentence.
         seed: fixes every random choice.
         interpreter: what runs the code, this machine's sandbox or Docker.
         min_tier: refuse to run code in a weaker sandbox than this (default: any that works).
@@ -57,6 +61,8 @@ class Solve:
     problem_id: str | None = None
     out: Path | None = None
     horizon: int = 6
+    protocol: ProtocolName = "lenient"
+    say_empty: bool = False
     seed: int = 0
     interpreter: InterpreterName = "local"
     min_tier: SandboxTier | None = None
@@ -71,7 +77,11 @@ class Solve:
             console.print(question_panel(problem))
             watched = Watched(opened.agent, console)
             settings = CollectConfig(
-                horizon=max(self.horizon, opened.least_horizon), concurrency=1, seed=self.seed
+                horizon=max(self.horizon, opened.least_horizon),
+                protocol=self.protocol,
+                say_empty=self.say_empty,
+                concurrency=1,
+                seed=self.seed,
             )
             with TrajectoryStore(Path(out)) as store:
                 if f"{problem.id}#{watched.name}#0" in store:

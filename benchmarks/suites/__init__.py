@@ -27,6 +27,7 @@ from benchmarks.suites import (
 from benchmarks.suites.base import Published, Suite
 from mathenv.errors import ConfigError
 from mathenv.problems import problem_sources
+from mathenv.problems.files import KINDS, file_stem, file_suffix
 
 __all__ = ["SUITES", "Published", "Suite", "find_suite", "find_suites", "suite_names"]
 
@@ -58,14 +59,14 @@ def find_suite(name: str, split: str | None = None) -> Suite:
     suite = SUITES.get(name)
     if suite is None and name in problem_sources():
         suite = Suite(name, name)
-    if suite is None and (name.endswith(".jsonl") or Path(name).exists()):
-        suite = Suite(Path(name).stem, str(Path(name)))
+    if suite is None and (file_suffix(name) or Path(name).exists()):
+        suite = Suite(file_stem(Path(name)), str(Path(name)))
         if Path(name).exists() and "/" not in suite.source:
             suite = replace(suite, source=f"./{suite.source}")
     if suite is None:
         raise ConfigError(
-            f"no suite is called {name!r}: use {', '.join(suite_names())}, the path of a .jsonl "
-            "file, or of a folder with <split>.jsonl"
+            f"no suite is called {name!r}: use {', '.join(suite_names())}, the path of "
+            f"{KINDS}, or of a folder with <split>.jsonl"
         )
     if split is None or split == suite.split:
         return suite

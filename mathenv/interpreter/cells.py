@@ -204,6 +204,7 @@ class Session:
         namespace["__name__"], namespace["__builtins__"] = "__main__", builtins
 
     def _evaluate(self, code: str, name: str) -> str:
+        code = code.removeprefix("\ufeff")  # as Python does with a file
         linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
         tree = ast.parse(code, name)
         last = tree.body[-1] if tree.body else None

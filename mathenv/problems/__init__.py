@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mathenv.errors import ConfigError, DataError
@@ -27,6 +27,7 @@ from mathenv.problems.base import (
     require_distinct_ids,
     select,
 )
+from mathenv.problems.files import file_suffix
 from mathenv.problems.jsonl import load_jsonl
 from mathenv.problems.label_issues import flag_label_issue, has_label_issue
 from mathenv.types import Problem
@@ -78,20 +79,28 @@ def load_problems(
     data: str | Path | None = None,
     limit: int | None = None,
     seed: int = 0,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[Problem, ...]:
     """Load one split of problems.
 
-    `spec` is a registered name (see `problem_sources`), the path of a .jsonl file or of a
-    folder with `<split>.jsonl`, or problems at hand. `data` is a local file or folder with
-    the rows of a named source; without it, published data sets come from the Hugging Face
-    hub (extra `data`). `limit` keeps that many problems, drawn with `seed`, in order.
-    Known label errors are noted in `metadata["label_issue"]` (see `label_issues`).
+    `spec` is a registered name (see `problem_sources`), the path of a file (.jsonl, .json, .csv,
+    .tsv, .parquet) or of a folder with `<split>.jsonl`, or problems at hand. `data` is a local
+    file or folder with the rows of a named source; without it, published data sets come from the
+    Hugging Face hub (extra `data`). `columns` says which columns of a file hold what, where they
+    have unusual names: `{"question": "Aufgabe", "answer": "Ergebnis"}`. `limit` keeps that many
+    problems, drawn with `seed`, in order. Known label errors are noted in
+    `metadata["label_issue"]` (see `label_issues`).
 
     Raises `ConfigError` for wrong arguments or missing data, `DataError` for a bad row.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1, not {limit}: leave it out for all problems")
-    problems = tuple(_load(spec, split, None if data is None else Path(data), limit, seed))
+    if _is_path(spec):
+        problems = tuple(_load_file(Path(str(spec)), split, data, columns))
+    elif columns:
+        raise ConfigError("columns= is for a file of your own: named sources know theirs")
+    else:
+        problems = tuple(_load(spec, split, None if data is None else Path(data), limit, seed))
     if not problems:
         raise DataError(f"{_name(spec)} has no problem in split {split!r}")
     require_distinct_ids(problems)
@@ -110,16 +119,22 @@ def _load(
         if wrong is not None:
             raise ConfigError(f"expected Problem values, found {type(wrong).__name__}")
         return spec
-    if _is_path(spec):
-        if data is not None:
-            raise ConfigError(f"{spec} is a path already: leave out data=")
-        return [flag_label_issue(problem) for problem in load_jsonl(Path(spec), split)]
     source = find_source(str(spec))
     return [flag_label_issue(p) for p in source(split, data=data, limit=limit, seed=seed)]
 
 
-def _is_path(spec: str | Path) -> bool:
-    if isinstance(spec, Path) or spec.endswith(".jsonl") or "/" in spec:
+def _load_file(
+    path: Path, split: str, data: str | Path | None, columns: Mapping[str, str] | None
+) -> Sequence[Problem]:
+    if data is not None:
+        raise ConfigError(f"{path} is a path already: leave out data=")
+    return [flag_label_issue(p) for p in load_jsonl(path, split, columns=columns)]
+
+
+def _is_path(spec: str | Path | Sequence[Problem]) -> bool:
+    if not isinstance(spec, str):
+        return isinstance(spec, Path)
+    if file_suffix(spec) or "/" in spec:
         return True
     return spec not in problem_sources() and Path(spec).exists()
 

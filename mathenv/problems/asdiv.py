@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mathenv.problems.base import Row, read_rows, register_problems
+from mathenv.problems.base import read_rows, register_problems
+from mathenv.problems.files import Row
 from mathenv.problems.values import plain_number
 from mathenv.types import Problem
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from mathenv.errors import ConfigError, DataError
+from mathenv.problems.files import KINDS, SUFFIXES, Row, read_file
 from mathenv.types import Problem
 
 ENTRY_POINT_GROUP = "mathenv.problems"
@@ -65,7 +64,7 @@ def find_source(name: str) -> ProblemSource:
         return source
     raise ConfigError(
         f"unknown problem source {name!r}: use one of {', '.join(problem_sources())}, "
-        "or the path of a .jsonl file or of a folder with <split>.jsonl"
+        f"or the path of {KINDS} or of a folder with <split>.jsonl"
     )
 
 
@@ -89,69 +88,6 @@ def require_distinct_ids(problems: Iterable[Problem]) -> None:
         seen.add(problem.id)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One raw record. `where` names the file and line (or data set and index) for errors."""
-
-    where: str
-    index: int
-    fields: Mapping[str, Any]
-
-    def text(self, *names: str) -> str:
-        """Return the first of the columns `names` that is present, as non-blank text.
-
-        Numbers are written as text. Raises `DataError` if all are missing or not text.
-        """
-        for name in names:
-            value = self.fields.get(name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, str | int | float):
-                raise DataError(f"{self.where}: column {name!r} must be text, not {value!r:.80}")
-            if str(value).strip():
-                return str(value).strip()
-            raise DataError(f"{self.where}: column {name!r} is empty")
-        wanted = " or ".join(repr(name) for name in names)
-        raise DataError(f"{self.where}: no column {wanted}; found {sorted(self.fields)}")
-
-    def optional(self, *names: str) -> str:
-        """Return the first of the columns `names` that is present as text, or an empty string."""
-        found = (self.fields.get(name) for name in names)
-        return next((str(value) for value in found if value is not None), "")
-
-    def identifier(self, prefix: str, *names: str) -> str:
-        """Return `prefix/<id>`: of the first of the columns `names`, else the row's number.
-
-        Published ids such as `60` or `test/precalculus/807.json` get the prefix; ids that
-        have it already stay, so hub rows and local copies agree.
-        """
-        name = self.optional(*names).removesuffix(".json") or str(self.index)
-        return name if name.startswith(f"{prefix}/") else f"{prefix}/{name}"
-
-
-def read_jsonl(path: Path) -> Iterator[Row]:
-    """Read one JSON object a line; blank lines are skipped. Raises `DataError` with the line."""
-    try:
-        with path.open(encoding="utf-8") as lines:
-            index = 0
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield Row(f"{path}:{number}", index, _parse_object(path, number, line))
-                    index += 1
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-
-
-def _parse_object(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{number}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}:{number}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
 def read_rows(
     split: str,
     data: Path | None,
@@ -161,8 +97,8 @@ def read_rows(
 ) -> Iterator[tuple[str, Row]]:
     """Yield (config, row) of one split from a file, a folder or the hub.
 
-    A folder holds `<split>.jsonl`, or the files of the hub repository (then it is read by
-    `datasets`, exactly as the hub id would be). `config` is empty for .jsonl files and for
+    A folder holds `<split>.jsonl` (or .csv etc.), or the files of the hub repository (then it is
+    read by `datasets`, exactly as the hub id would be). `config` is empty for files and for
     repositories with one configuration. `splits` says which of the repository's splits make
     up one of ours (left out: the one of the same name).
 
@@ -172,7 +108,7 @@ def read_rows(
     if data is not None:
         path = split_file(data, split)
         if path is not None:
-            yield from (("", row) for row in read_jsonl(path))
+            yield from (("", row) for row in read_file(path))
             return
     location = hub_id if data is None else str(data)
     if splits is not None and split not in splits:
@@ -183,13 +119,16 @@ def read_rows(
 
 
 def split_file(data: Path, split: str) -> Path | None:
-    """Return the .jsonl file that `data` means, or None for another kind of folder."""
+    """Return the file of rows that `data` means, or None for another kind of folder.
+
+    In a folder it is `<split>.jsonl`, else the first of the other suffixes of `SUFFIXES`.
+    """
     if data.is_file():
         return data
     if not data.is_dir():
-        raise ConfigError(f"{data} does not exist: give a .jsonl file or a folder")
-    path = data / f"{split}.jsonl"
-    return path if path.is_file() else None
+        raise ConfigError(f"{data} does not exist: give {KINDS}, or a folder")
+    paths = (data / f"{split}{suffix}" for suffix in SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read_dataset(location: str, config: str, split: str, **options: Any) -> Iterator[Row]:

@@ -10,7 +10,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from mathenv.errors import DataError
-from mathenv.problems.base import Row, read_rows, register_problems
+from mathenv.problems.base import read_rows, register_problems
+from mathenv.problems.files import Row
 from mathenv.types import Problem
 
 HUB_ID = "openai/gsm8k"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from mathenv.problems.base import Row, read_rows, register_problems
+from mathenv.problems.base import read_rows, register_problems
+from mathenv.problems.files import Row
 from mathenv.problems.values import boxed_answer
 from mathenv.types import Problem
 

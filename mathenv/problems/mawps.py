@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mathenv.errors import ConfigError
-from mathenv.problems.base import Row, read_dataset, read_jsonl, register_problems, split_file
+from mathenv.problems.base import read_dataset, register_problems, split_file
+from mathenv.problems.files import Row, read_file
 from mathenv.problems.values import plain_number
 from mathenv.types import Problem
 
@@ -27,7 +28,7 @@ def load(
     if data is not None:
         path = split_file(data, split)
         if path is not None:
-            yield from (_problem(row, split) for row in read_jsonl(path))
+            yield from (_problem(row, split) for row in read_file(path))
             return
     if split not in ("test", *PARTS):
         raise ConfigError(f"mawps has the splits test, {', '.join(PARTS)}, not {split!r}")
@@ -41,7 +42,7 @@ def _part(part: str, data: Path | None) -> Iterator[Row]:
     path = split_file(data, part)
     if path is None:
         raise ConfigError(f"{data} has neither test.jsonl nor {part}.jsonl")
-    return read_jsonl(path)
+    return read_file(path)
 
 
 def _problem(row: Row, split: str) -> Problem:

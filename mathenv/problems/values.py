@@ -6,7 +6,7 @@ import re
 from decimal import Decimal, InvalidOperation
 
 from mathenv.errors import DataError
-from mathenv.problems.base import Row
+from mathenv.problems.files import Row
 from mathenv.protocol import last_boxed
 
 _DOUBLE_DIGITS = 15  # decimal digits that a double keeps

@@ -222,8 +222,103 @@ def test_reasoning_holds_neither_code_nor_answer():
     _, _, terminated, _, _ = env.step("<think>\\boxed{20}?</think>\n" + code_block("print(20)"))
     assert not terminated
     assert interpreter.log == [(1, "print(20)")]
+    observation, reward, terminated, _, info = env.step(
+        "<think>\n" + code_block("x") + "\n\\boxed{20}"
+    )
+    assert (reward, terminated, info["execution_status"]) == (0.0, False, "unread")
+    assert "</think>" in observation
+    env, _ = make(protocol="paper")
     _, reward, terminated, _, info = env.step("<think>\n" + code_block("x") + "\n\\boxed{20}")
     assert (reward, terminated, info["stop_reason"]) == (0.0, True, "no_action")
+
+
+# --- what models write instead of the paper's format
+
+
+@pytest.mark.parametrize(
+    ("text", "output"),
+    [
+        ("1. Compute:\n   ```python\n   x = 6\n   print(x*7)\n   ```", "42"),
+        ("- do:\n\t```python\n\tx=6\n\tprint(x*7)\n\t```", "42"),
+        ("1. Compute:\n\n    ```python\n    x = 6\n    print(x*7)\n    ```", "42"),
+        (code_block("\ufeffprint(1)"), "1"),
+        ("Now: ```python\nprint(1)```<|im_end|>", "1"),
+    ],
+)
+def test_what_models_write_runs(env, text, output):
+    env.reset(seed=0, options={"problem": "p10"})
+    observation, _, terminated, truncated, info = env.step(text)
+    assert (observation.strip(), info["execution_status"]) == (output, "ok")
+    assert (terminated, truncated) == (False, False)
+
+
+def test_a_turn_that_cannot_be_read_is_told_why_and_costs_a_turn():
+    env, interpreter = make(OK, horizon=3)
+    observation, reward, terminated, truncated, info = env.step("```bash\nls\n```")
+    assert "marked 'bash', not python" in observation
+    assert "```python" in observation
+    assert (reward, terminated, truncated, info["turn"]) == (0.0, False, False, 1)
+    assert (info["execution_status"], info["valid"]) == ("unread", True)
+    assert interpreter.log == []
+    assert env.turns[0].code is None
+    assert env.turns[0].execution == ExecutionResult(ExecutionStatus.UNREAD, observation)
+    assert env.step(code_block("a"))[0] == "20\n"
+    observation, _, terminated, truncated, info = env.step("```bash\nls\n```")
+    assert (observation, truncated, info["stop_reason"]) == ("", True, "horizon")
+    assert info["execution_status"] is None
+
+
+def test_a_turn_that_cannot_be_read_is_no_cell_to_repeat():
+    """The second try after a failure replays what ran, and nothing else."""
+    env, interpreter = make(OK, BROKEN, OK, OK)
+    for action in (code_block("a"), "```bash\nls\n```", code_block("b")):
+        env.step(action)
+    assert [code for _, code in interpreter.log] == ["a", "b", "a", "b"]
+
+
+def test_the_papers_protocol_reads_nothing_else():
+    env, interpreter = make(protocol="paper")
+    _, _, terminated, _, info = env.step("```bash\nls\n```")
+    assert (terminated, info["stop_reason"]) == (True, "no_action")
+    env, interpreter = make(OK, protocol="paper")
+    env.step("  ```python\n  x\n  ```")
+    assert interpreter.log == [(1, "  x")]
+    env, interpreter = make(protocol="paper")
+    assert env.step("```python\nx")[4]["stop_reason"] == "no_action"
+
+
+@pytest.mark.parametrize(
+    "action", ["~~~\n\\boxed{20}\n~~~", "\\boxed{20}\n~~~python\n'\\boxed{21}\n~~~"]
+)
+def test_the_papers_answer_is_the_one_that_is_graded(action):
+    for protocol, answer in (("paper", "20"), ("lenient", "20")):
+        env, _ = make(protocol=protocol)
+        _, reward, _, _, info = env.step(action)
+        if protocol == "paper" and "21" in action:
+            answer = "21"
+        assert (info["answer"], env.grade.answer) == (answer, answer)
+        assert reward == (answer == "20")
+
+
+def test_half_a_cell_is_not_run_where_a_limit_cut_it():
+    env, interpreter = make(OK)
+    assert env.step("```python\nprint(1)")[4]["execution_status"] == "ok"
+    env.action_is_cut = True
+    _, _, terminated, _, info = env.step("```python\nprint(1)")
+    assert (terminated, info["stop_reason"]) == (True, "no_action")
+    assert len(interpreter.log) == 1
+
+
+def test_a_silent_cell_says_so_by_choice():
+    silent = ExecutionResult(ExecutionStatus.OK, "")
+    env, _ = make(silent)
+    assert env.step(code_block("x = 1"))[0] == ""
+    error = ExecutionResult(ExecutionStatus.TIMEOUT, "")
+    env, _ = make(silent, OK, error, say_empty=True)
+    assert "printed nothing" in env.step(code_block("x = 1"))[0]
+    assert env.turns[0].execution == silent
+    assert env.step(code_block("x"))[0] == "20\n"
+    assert env.step(code_block("x"))[0] == ""
 
 
 @pytest.mark.parametrize("action", ["", "I do not know.", "```output\n20\n```", "20"])
