@@ -13,7 +13,6 @@ nowhere else; inspect's own sandboxes and tools are not used. Needs the package 
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import anyio
@@ -115,9 +114,8 @@ def tool_integrated(
             while env.stop_reason is None and not state.completed:
                 state = await generate(state)
                 # A cell may take seconds: other samples go on meanwhile.
-                finished = state.output.stop_reason not in ("max_tokens", "model_length")
-                step = partial(env.step, state.output.completion, finished=finished)
-                output, *_ = await anyio.to_thread.run_sync(step)
+                env.action_is_cut = state.output.stop_reason in ("max_tokens", "model_length")
+                output, *_ = await anyio.to_thread.run_sync(env.step, state.output.completion)
                 if env.stop_reason is None:
                     state.messages.append(ChatMessageUser(content=output_block(output)))
             state.store.set(_STORE, _episode(env))
