@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from learners.reporter import Advance, Reporter
-from mathenv.errors import ConfigError
+from mathenv.errors import ConfigError, install_hint
 from mathenv.store import write_atomic
 
 _ID = "wandb-id"
@@ -41,7 +41,7 @@ class WandbReporter(Reporter):
         try:
             wandb = import_module("wandb")
         except ImportError as error:
-            raise ConfigError("wandb is not installed: pip install 'mathenv[wandb]'") from error
+            raise ConfigError(f"wandb is not installed: {install_hint('wandb')}") from error
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / _ID
         if not file.exists():

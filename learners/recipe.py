@@ -19,10 +19,9 @@ from cattrs.errors import BaseValidationError, IterableValidationError, Iterable
 from cattrs.gen import make_dict_structure_fn, override
 from cattrs.v import format_exception
 
-from agents.tiny import TinyConfig
-from learners.iterate import IterateConfig, Method, ReferenceMoves
-from learners.learner import LearnerConfig, learner_names, settings_type
-from learners.train import TrainConfig
+from agents.settings import TinyConfig
+from learners.registry import learner_names, settings_type
+from learners.settings import IterateConfig, LearnerConfig, Method, ReferenceMoves, TrainConfig
 from mathenv.errors import ConfigError
 
 T = TypeVar("T")

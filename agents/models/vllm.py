@@ -22,7 +22,7 @@ import torch
 
 from agents.base import Completion, CompletionRequest
 from agents.models.threaded import ThreadedModel, finish_reason
-from mathenv.errors import ConfigError, InfraError
+from mathenv.errors import ConfigError, InfraError, install_hint
 
 _KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 _GIB = 1 << 30
@@ -155,7 +155,7 @@ def _completion(name: str, output: Any) -> Completion:
 def _engine_args(path: str | Path, options: VLLMOptions) -> Any:
     if find_spec("vllm") is None:
         raise ConfigError(
-            "the vLLM engine needs the package vllm: pip install 'mathenv[vllm]' on a machine "
+            f"the vLLM engine needs the package vllm: {install_hint('vllm')}, on a machine "
             "with a GPU; agents/README.md says how to install its build for CPUs"
         )
     # Read when vLLM is first imported. It reports its use to its authors unless told not to.

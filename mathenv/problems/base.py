@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mathenv.errors import ConfigError, DataError
+from mathenv.errors import ConfigError, DataError, install_hint
 from mathenv.types import Problem
 
 ENTRY_POINT_GROUP = "mathenv.problems"
@@ -204,7 +204,7 @@ def read_dataset(location: str, config: str, split: str, **options: Any) -> Iter
         datasets = importlib.import_module("datasets")
     except ImportError as error:
         raise ConfigError(
-            f"reading {location} needs the package `datasets`: pip install 'mathenv[data]', "
+            f"reading {location} needs the package `datasets`: {install_hint('data')}, "
             "or pass data= with a local .jsonl file or a folder with <split>.jsonl"
         ) from error
     try:
