@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import ClassVar
 
 from learners.dpo import MultiTurnDPO
-from learners.learner import register_learner
 from learners.preferences import Sample, action_sample
 from learners.settings import DMPOConfig, LearnerConfig
 from mathenv.types import SpanKind, Trajectory
@@ -23,7 +22,6 @@ def turn_weight(turn: int, turns: int, discount: float) -> float:
     return discount**turn * (1 - discount ** (turns - turn)) / (1 - discount**turns)
 
 
-@register_learner("dmpo")
 class DMPO(MultiTurnDPO):
     """DMPO (arXiv 2406.14868): a weighted sum of the turns' log-ratios in place of the sum.
 

@@ -9,14 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from learners.learner import BaseLearner, LogProbs, LossOutput, register_learner
+from learners.learner import BaseLearner, LogProbs, LossOutput
 from learners.losses import clipped_policy_gradient, k3
 from learners.preferences import Example, Selection, action_sample, by_problem, on_policy
 from learners.settings import GRPOConfig, LearnerConfig
 from mathenv.types import Trajectory
 
 
-@register_learner("grpo")
 class GRPO(BaseLearner):
     """Group-relative policy optimisation (arXiv 2402.03300) on the model's own tokens.
 

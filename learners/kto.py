@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from learners.learner import BaseLearner, LogProbs, LossOutput, register_learner
+from learners.learner import BaseLearner, LogProbs, LossOutput
 from learners.logprobs import sums
 from learners.losses import implicit_reward, kto, nll, off_policy_k3
 from learners.preferences import (
@@ -28,7 +28,6 @@ from mathenv.errors import TrainingError
 from mathenv.types import Trajectory
 
 
-@register_learner("mkto")
 class MultiTurnKTO(BaseLearner):
     """M-KTO (arXiv 2409.02392, equation 15): KTO on the model's own tokens, all turns.
 
@@ -144,7 +143,6 @@ class MultiTurnKTO(BaseLearner):
         return LossOutput(losses.sum(), metrics)
 
 
-@register_learner("kto")
 class SingleTurnKTO(MultiTurnKTO):
     """The paper's baseline: everything after the prompt is trained on, observations too."""
 

@@ -27,24 +27,24 @@ _FactoryT = TypeVar("_FactoryT", bound=Factory)
 
 
 class _Ours(NamedTuple):
-    """Where a learner of ours is, which registers itself when imported, and its settings."""
+    """Where a learner of ours is, MODULE:CLASS, and its settings."""
 
-    module: str
+    place: str
     settings: type[LearnerConfig] = LearnerConfig
 
 
 OURS = {
-    "mdpo": _Ours("learners.dpo"),
-    "dpo": _Ours("learners.dpo"),
-    "mkto": _Ours("learners.kto", KTOConfig),
-    "kto": _Ours("learners.kto", KTOConfig),
-    "ipo": _Ours("learners.ipo"),
-    "simpo": _Ours("learners.simpo", SimPOConfig),
-    "dmpo": _Ours("learners.dmpo", DMPOConfig),
-    "stepdpo": _Ours("learners.stepdpo", StepDPOConfig),
-    "grpo": _Ours("learners.grpo", GRPOConfig),
-    "raft": _Ours("learners.raft"),
-    "sft": _Ours("learners.sft"),
+    "mdpo": _Ours("learners.dpo:MultiTurnDPO"),
+    "dpo": _Ours("learners.dpo:SingleTurnDPO"),
+    "mkto": _Ours("learners.kto:MultiTurnKTO", KTOConfig),
+    "kto": _Ours("learners.kto:SingleTurnKTO", KTOConfig),
+    "ipo": _Ours("learners.ipo:IPO"),
+    "simpo": _Ours("learners.simpo:SimPO", SimPOConfig),
+    "dmpo": _Ours("learners.dmpo:DMPO", DMPOConfig),
+    "stepdpo": _Ours("learners.stepdpo:StepDPO", StepDPOConfig),
+    "grpo": _Ours("learners.grpo:GRPO", GRPOConfig),
+    "raft": _Ours("learners.raft:RAFT"),
+    "sft": _Ours("learners.sft:SFT"),
 }
 _REGISTRY: dict[str, Factory] = {}
 
@@ -57,8 +57,6 @@ def register_learner(name: str) -> Callable[[_FactoryT], _FactoryT]:
     """
 
     def add(factory: _FactoryT) -> _FactoryT:
-        if name in OURS and factory.__module__ != OURS[name].module:
-            import_module(OURS[name].module)  # it would replace this one when imported later
         _REGISTRY[name] = factory
         return factory
 
@@ -77,7 +75,7 @@ def settings_type(name: str) -> type[LearnerConfig]:
     Raises:
         ConfigError: no learner has this name.
     """
-    if name in OURS and name not in _REGISTRY:
+    if name in OURS and name not in _REGISTRY:  # without importing it
         return OURS[name].settings
     found: type[LearnerConfig] = getattr(find_factory(name), "Config", LearnerConfig)
     return found
@@ -89,10 +87,12 @@ def find_factory(name: str) -> Factory:
     Raises:
         ConfigError: no learner has this name.
     """
-    if name in OURS:
-        import_module(OURS[name].module)
     if name in _REGISTRY:
         return _REGISTRY[name]
+    if name in OURS:
+        module, _, learner = OURS[name].place.partition(":")
+        ours: Factory = getattr(import_module(module), learner)
+        return ours
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
         found: Factory = entry.load()
         return found

@@ -7,12 +7,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from learners.dpo import MultiTurnDPO, Sides
-from learners.learner import register_learner
 from learners.losses import simpo
 from learners.settings import LearnerConfig, SimPOConfig
 
 
-@register_learner("simpo")
 class SimPO(MultiTurnDPO):
     """SimPO (arXiv 2405.14734, equation 6) with the action mask."""
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from learners.dpo import MultiTurnDPO
-from learners.learner import register_learner
 from learners.preferences import (
     Example,
     Pair,
@@ -23,7 +22,6 @@ from mathenv.errors import TrainingError
 from mathenv.types import Span, SpanKind, Trajectory
 
 
-@register_learner("stepdpo")
 class StepDPO(MultiTurnDPO):
     """Equation 14 from the turn at which two trajectories part (arXiv 2409.02392, eq. 12).
 
