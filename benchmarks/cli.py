@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
+from io import StringIO
 from typing import Any
 
 import tyro
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.console import ResultConsole
+from benchmarks.console import ResultConsole, drop_output
 from benchmarks.failures import EXIT_BUG, EXIT_ERROR, EXIT_INTERRUPTED, explain, interrupted
-from benchmarks.start import quiet_libraries, versions
+from benchmarks.start import prepare, versions
 from mathenv.errors import did_you_mean
+from mathenv.files import writing
+
+_FLAG = re.compile(r"--[a-z][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,18 +170,26 @@ COMMANDS: dict[str, Command] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a bug, 2 wrong use or data, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    quiet_libraries()
+    prepare()
     try:
         status = _run(words)
+    except SystemExit as stop:  # of the reader of flags, and of a command with its own status
+        status = stop.code if isinstance(stop.code, int) else EXIT_ERROR
+    except BaseException as error:
+        status = _failed(error)
+    sys.exit(_flushed(status))
+
+
+def _flushed(status: int) -> int:
+    """Write out what is still buffered, and return the exit status after that."""
+    try:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has gone: nobody is left to be told
-        _drop_output()
-        status = 0
-    except BaseException as error:
-        if isinstance(error, SystemExit):
-            raise
-        status = _failed(error)
-    sys.exit(status)
+        drop_output()
+    except OSError as error:
+        drop_output()
+        return _failed(OSError(error.errno, error.strerror, "standard output"))
+    return status
 
 
 def _failed(error: BaseException) -> int:
@@ -185,6 +199,9 @@ def _failed(error: BaseException) -> int:
         signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
         _complain("interrupted; what is finished is kept: the same command continues")
         return EXIT_INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        drop_output()
+        return 0
     sentence = explain(error)
     if sentence is not None:
         _complain(sentence)
@@ -227,11 +244,11 @@ def _parse(name: str, command: Command, words: list[str]) -> Any:
     defaults = getattr(kind, "defaults", None)
     # A recipe's flags keep their prefixes: `lr` alone would not say whose.
     has_recipe = hasattr(kind, "settings")
-    return tyro.cli(
+    read = partial(
+        tyro.cli,
         kind,
         prog=f"mathenv {name}",
         description=f"{about}\n\nExample:\n    {command.example}",
-        args=words,
         default=defaults(words) if defaults else None,
         config=(
             tyro.conf.DisallowNone,
@@ -239,6 +256,25 @@ def _parse(name: str, command: Command, words: list[str]) -> Any:
             *(() if has_recipe else (tyro.conf.OmitArgPrefixes,)),
         ),
     )
+    try:
+        with writing("standard output"):
+            return read(args=words)
+    except SystemExit as stop:
+        if stop.code:
+            _name_unknown_flags(read, words)
+        raise
+
+
+def _name_unknown_flags(read: Callable[..., Any], words: list[str]) -> None:
+    """Say which flags there are not: the reader of flags does not, where others are missing."""
+    shown = StringIO()
+    with redirect_stdout(shown), suppress(SystemExit):
+        read(args=["--help"])
+    known = set(_FLAG.findall(shown.getvalue()))
+    for word in words:
+        flag = word.partition("=")[0].replace("_", "-")
+        if _FLAG.fullmatch(flag) and flag not in known:
+            _complain(f"there is no flag {flag}{did_you_mean(flag, known)}")
 
 
 def _print_help() -> None:
@@ -254,10 +290,3 @@ def _print_help() -> None:
 def _complain(text: str) -> None:
     with suppress(OSError):  # standard error is full or closed: the exit status still says it
         print(f"mathenv: {' '.join(text.split())}", file=sys.stderr)
-
-
-def _drop_output() -> None:
-    """Send what is still buffered nowhere: Python would complain about it at exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)

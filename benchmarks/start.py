@@ -5,6 +5,7 @@ Ctrl-C is one line and exit status 130 from here on, also while the rest is bein
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import signal
@@ -26,6 +27,7 @@ _QUIET = {
 
 def main() -> None:
     """Import the command line and run it."""
+    _open_missing_streams()
     before = signal.signal(signal.SIGINT, _leave)
     run = import_module("benchmarks.cli").main
     signal.signal(signal.SIGINT, before)
@@ -48,10 +50,24 @@ def versions() -> str:
     return f"mathenv {own} ({', '.join(found)})"
 
 
-def quiet_libraries() -> None:
-    """Keep the bars and remarks of libraries out of the command's output, in its own process."""
+def prepare() -> None:
+    """Make this process one in which a command runs: of no concern to users of the library."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is shown as an escape
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _open_missing_streams() -> None:
+    """Give closed standard streams a place: the next file that is opened would become one."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
 
 
 def _leave(*_: object) -> None:

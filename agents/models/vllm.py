@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from agents.base import Completion, CompletionRequest
+from agents.models.location import check_model
 from agents.models.threaded import ThreadedModel, finish_reason
 from mathenv.errors import ConfigError, InfraError, install_hint
 
@@ -87,7 +88,7 @@ class VLLMModel(ThreadedModel):
         Raises:
             ConfigError: vLLM is not installed, or cannot run this model with these options.
         """
-        _check_folder(path)
+        check_model(path)
         _give_back_gpu_memory()
         try:
             return cls(_engine_args(path, options or VLLMOptions()), name=name or str(path))
@@ -209,9 +210,3 @@ def _give_back_gpu_memory() -> None:
     if torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()
-
-
-def _check_folder(path: str | Path) -> None:
-    folder = Path(path)
-    if folder.exists() and not (folder / "config.json").exists():
-        raise ConfigError(f"{path} is not a model folder: it has no config.json")

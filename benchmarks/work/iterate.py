@@ -11,7 +11,7 @@ from benchmarks.console import ResultConsole
 from benchmarks.experiment import LearnerRun, run_experiment
 from benchmarks.learning import LearningReporter
 from benchmarks.report import stage_rows, stage_table
-from benchmarks.tracking import WandbReporter
+from benchmarks.tracking import WandbReporter, check_login
 from benchmarks.transcript import compare, improved
 from learners.learner import make_learner
 from learners.preflight import require
@@ -26,6 +26,8 @@ def run(command: Iterate) -> None:
     for name in learners:
         make_learner(name)  # a wrong name is an error now, not after an hour
     recipe = _recipe(command)
+    if command.wandb:
+        check_login()
     require(recipe)
     seeds = command.seeds or (recipe.seed,)
     reporter: Reporter = LearningReporter()

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from agents.models.location import check_model
 from agents.models.transformers import load_tokenizer
 from agents.settings import RenderOptions
 from benchmarks.commands.train import TrainCommand
 from benchmarks.console import ResultConsole
 from benchmarks.learning import LearningReporter
-from benchmarks.tracking import WandbReporter
+from benchmarks.tracking import WandbReporter, check_login
 from learners.learner import Learner, make_learner
 from learners.parallel import Devices
 from learners.reporter import Reporter
@@ -25,6 +26,10 @@ from mathenv.types import Trajectory
 def run(command: TrainCommand) -> None:
     """Select examples, say which, train, and print the checkpoints."""
     learner = make_learner(command.learner, command.loss)
+    for model in filter(None, (command.policy, command.reference)):
+        check_model(model)  # a wrong name is an error now, not after the data are read
+    if command.wandb:
+        check_login()
     stored = [t for path in command.trajectories for t in read_trajectories(path)]
     trajectories = tokenized(_distinct(stored), learner, command.policy, command.dialect)
     examples, selection = learner.examples(trajectories, seed=command.seed)
