@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 
+from benchmarks.ownership import PACKAGES, trouble
 from benchmarks.start import EXIT_INTERRUPTED
 from mathenv.errors import MathEnvError, install_hint
 from mathenv.files import sentence
@@ -53,6 +54,8 @@ def _sentence(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
         return f"this needs the package {error.name}: {install_hint(_EXTRAS[error.name])}"
+    if isinstance(error, ImportError) and (error.name or "").split(".")[0] in PACKAGES:
+        return trouble((error.name or "").split(".")[0]) or None
     if isinstance(error, OSError):
         return sentence(error)
     if isinstance(error, sqlite3.OperationalError):  # it names no file; we write one such

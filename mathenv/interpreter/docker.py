@@ -374,7 +374,7 @@ def _start_all(slots: Iterable[_Slot], image: str, image_id: str) -> dict[str, s
     """Start the containers side by side and return the description of their inside."""
     with ThreadPoolExecutor() as pool:
         # All of them, so that an error of any is raised, not only one of the first.
-        hello = list(pool.map(lambda slot: slot.container().hello, slots))[0]
+        hello, *_ = pool.map(lambda slot: slot.container().hello, slots)
     if hello.get("stale"):
         raise ConfigError(
             f"the image {image!r} holds another version of mathenv. Build it anew with: "
