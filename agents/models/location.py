@@ -34,7 +34,7 @@ def check_model(path: str | Path) -> dict[str, Any]:
         return {}
     near = _near(folder)
     name = str(path)
-    beside = len(folder.parts) > 1 and folder.parent.is_dir()
+    beside = len(folder.parts) > 1 and folder.parent.exists()
     if folder.is_absolute() or name.startswith((".", "~")) or beside or not _HUB_ID.fullmatch(name):
         raise ConfigError(f"there is no folder {path}{near}")
     try:

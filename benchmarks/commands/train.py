@@ -40,9 +40,9 @@ class TrainCommand:
 
     learner: Annotated[str, tyro.conf.Positional]
     trajectories: tuple[Path, ...]
-    policy: Path
+    policy: str
     out: Path
-    reference: Path | None = None
+    reference: str | None = None
     seed: int = 0
     dialect: str | None = None
     wandb: bool = False

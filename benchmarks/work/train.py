@@ -30,8 +30,9 @@ def run(command: TrainCommand) -> None:
         check_model(model)  # a wrong name is an error now, not after the data are read
     if command.wandb:
         check_login()
+    policy = Path(command.policy)
     stored = [t for path in command.trajectories for t in read_trajectories(path)]
-    trajectories = tokenized(_distinct(stored), learner, command.policy, command.dialect)
+    trajectories = tokenized(_distinct(stored), learner, policy, command.dialect)
     examples, selection = learner.examples(trajectories, seed=command.seed)
     devices = Devices()
     reporter: Reporter = LearningReporter() if devices.is_main else Reporter()
@@ -42,8 +43,8 @@ def run(command: TrainCommand) -> None:
     if devices.is_main:
         record = {"counts": counts, "provenance": selection.provenance}
         write_atomic(command.out / "selection.json", json.dumps(record, indent=1) + "\n")
-    reference = (command.reference or command.policy) if learner.uses_reference else None
-    stage = Stage(command.policy, command.out, reference, command.seed)
+    reference = Path(command.reference or policy) if learner.uses_reference else None
+    stage = Stage(policy, command.out, reference, command.seed)
     with reporter.stage("train", None, "steps") as advance:
         checkpoints = train(learner, examples, command.optim, stage, on_step=advance)
     if isinstance(reporter, WandbReporter):
