@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from mathenv.errors import ConfigError
+from mathenv.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,4 +50,7 @@ def find_dialect(name: str) -> Dialect:
     try:
         return dialects()[name]
     except KeyError:
-        raise ConfigError(f"no dialect is called {name!r}: use {', '.join(dialects())}") from None
+        near = did_you_mean(name, dialects())
+        raise ConfigError(
+            f"no dialect is called {name!r}{near}: use {', '.join(dialects())}"
+        ) from None

@@ -25,7 +25,7 @@ from agents.base import WeightedAgent
 from agents.collector import CollectConfig, Collector, Job, infra_episode, leaf
 from agents.episode_log import EpisodeLog, Progress
 from agents.rollout import collect, jobs_of, run_blocking
-from mathenv.errors import ConfigError, InfraError, MathEnvError
+from mathenv.errors import ConfigError, InfraError, MathEnvError, install_hint
 from mathenv.interpreter import Interpreter
 from mathenv.store import TrajectoryStore
 from mathenv.types import Problem, Trajectory
@@ -360,7 +360,7 @@ def as_itself(error: BaseException) -> BaseException:
 
 def _ray() -> Any:
     if find_spec("ray") is None:
-        raise ConfigError("collecting with several workers needs Ray: pip install 'mathenv[ray]'")
+        raise ConfigError(f"collecting with several workers needs Ray: {install_hint('ray')}")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read at import
     return import_module("ray")
 

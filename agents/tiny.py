@@ -8,13 +8,14 @@ The folder it writes loads with `from_pretrained` like any other checkpoint.
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from agents.settings import TinyConfig
 from mathenv.problems import words
 from mathenv.protocol import code_block, output_block
 
@@ -27,18 +28,6 @@ CHAT_TEMPLATE = (
     " + message['content'] + '<end_of_turn>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class TinyConfig:
-    """Shape of the tiny model. `hidden / heads` = 32 is a head size vLLM's CPU kernels know."""
-
-    hidden: int = 128
-    layers: int = 4
-    heads: int = 4
-    intermediate: int = 384
-    vocab: int = 512
-    max_positions: int = 1024
 
 
 def make_tiny(path: str | Path, *, config: TinyConfig | None = None, seed: int = 0) -> Path:

@@ -1,5 +1,5 @@
 """`python -m benchmarks` is the `mathenv` command."""
 
-from benchmarks.cli import main
+from benchmarks.start import main
 
 main()

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from agents.base import Agent, SamplingParams
 from agents.scripted import OracleAgent, ReplayAgent
-from mathenv.errors import ConfigError
+from mathenv.errors import ConfigError, did_you_mean
 from mathenv.store import read_trajectories
 from mathenv.types import Problem
 
@@ -262,8 +262,9 @@ def _check_kind(name: str) -> None:
     """Raise `ConfigError` unless --agent may be `name`: ours, installed, or MODULE:CLASS."""
     installed = entry_points(group=ENTRY_POINT_GROUP).names
     if name not in {*AGENTS, *installed} and not re.fullmatch(r"[\w.]+:[\w.]+", name):
+        known = [*AGENTS, *sorted(installed)]
         raise ConfigError(
-            f"no agent is called {name!r}: use {', '.join([*AGENTS, *sorted(installed)])}, or "
+            f"no agent is called {name!r}{did_you_mean(name, known)}: use {', '.join(known)}, or "
             "MODULE:CLASS for one of your own"
         )
 

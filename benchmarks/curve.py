@@ -11,6 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from benchmarks.metrics import Estimate
 from mathenv.errors import ConfigError
+from mathenv.files import writing
 
 # Okabe and Ito's colours: told apart by colour-blind readers and in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -70,6 +71,7 @@ def learning_curve(
         axes.set_title(title)
     if len(lines) > 1:
         axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
     return path

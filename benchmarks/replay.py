@@ -114,6 +114,8 @@ def read_runs(path: Path) -> list[RecordedRun]:
                     raise DataError(f"{file}:{number}: no recorded run: {error!r}") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: is no text: {error}") from None
     if not runs:
         raise DataError(f"{file}: holds no recorded run")
     return runs

@@ -94,11 +94,21 @@ def read_result(folder: Path) -> BenchResult:
         ) from None
     except ValueError as error:
         raise DataError(f"{file} is damaged: {error}") from None
-    if row.get("schema") != SCHEMA:
+    schema = row.get("schema") if isinstance(row, dict) else None
+    if schema != SCHEMA:
         raise DataError(
-            f"{file} has schema {row.get('schema')}, not {SCHEMA}: repeat the bench command, "
+            f"{file} has schema {schema}, not {SCHEMA}: repeat the bench command, "
             "finished episodes are kept"
         )
+    try:
+        return _result(row, folder)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{file} is damaged ({error!r}): repeat the bench command, finished episodes are kept"
+        ) from None
+
+
+def _result(row: dict[str, Any], folder: Path) -> BenchResult:
     del row["schema"]
     row["metrics"] = _metrics(row["metrics"])
     row["mismatches"] = tuple(Mismatch(**mismatch) for mismatch in row["mismatches"])

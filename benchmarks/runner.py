@@ -210,6 +210,8 @@ def claim(out: Path, config: Mapping[str, Any]) -> None:
         return
     try:
         recorded = json.loads(file.read_text())
+        if not isinstance(recorded, dict):
+            raise ValueError("no JSON object")
     except ValueError as error:
         raise ConfigError(f"{file} is damaged ({error}): choose another --out") from None
     wanted = json.loads(text)

@@ -7,6 +7,7 @@ file of its own, and `wandb sync` puts those of one run together.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,10 +17,40 @@ from pathlib import Path
 from typing import Any
 
 from learners.reporter import Advance, Reporter
-from mathenv.errors import ConfigError
+from mathenv.errors import ConfigError, install_hint
+from mathenv.files import writing
 from mathenv.store import write_atomic
 
 _ID = "wandb-id"
+_OFFLINE = "With WANDB_MODE=offline it keeps the run on this machine, for `wandb sync` later"
+_NEEDS_NO_KEY = ("offline", "dryrun", "disabled", "shared")
+
+
+def check_login() -> None:
+    """Refuse to begin work that is to be logged where wandb knows no key; asks nobody anything.
+
+    Raises:
+        ConfigError: wandb is not installed, or has no key.
+    """
+    wandb = _wandb()
+    mode = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode
+    if mode in _NEEDS_NO_KEY:
+        return
+    try:
+        known = wandb.login(prompt=False)
+    except (wandb.errors.Error, ValueError) as error:
+        raise ConfigError(f"Weights and Biases refuses the key: {error}. {_OFFLINE}") from error
+    if not known:
+        raise ConfigError(
+            f"Weights and Biases has no key here: `wandb login`, or set WANDB_API_KEY. {_OFFLINE}"
+        )
+
+
+def _wandb() -> Any:
+    try:
+        return import_module("wandb")
+    except ImportError as error:
+        raise ConfigError(f"wandb is not installed: {install_hint('wandb')}") from error
 
 
 class WandbReporter(Reporter):
@@ -34,26 +65,27 @@ class WandbReporter(Reporter):
         settings: a dataclass, the run's configuration.
 
     Raises:
-        ConfigError: wandb is not installed.
+        ConfigError: wandb is not installed, or does not let us in.
     """
 
     def __init__(self, inner: Reporter, folder: Path, settings: Any) -> None:
-        try:
-            wandb = import_module("wandb")
-        except ImportError as error:
-            raise ConfigError("wandb is not installed: pip install 'mathenv[wandb]'") from error
-        folder.mkdir(parents=True, exist_ok=True)
+        wandb = _wandb()
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         file = folder / _ID
         if not file.exists():
             write_atomic(file, secrets.token_hex(4) + "\n")
         self._inner = inner
-        self._run = wandb.init(
-            project="mathenv",
-            dir=str(folder),
-            config=json.loads(json.dumps(asdict(settings), default=str)),
-            id=file.read_text().strip(),
-            resume="allow",
-        )
+        try:
+            self._run = wandb.init(
+                project="mathenv",
+                dir=str(folder),
+                config=json.loads(json.dumps(asdict(settings), default=str)),
+                id=file.read_text().strip(),
+                resume="allow",
+            )
+        except wandb.errors.Error as error:  # no connection, no permission
+            raise ConfigError(f"Weights and Biases cannot be used: {error}. {_OFFLINE}") from error
 
     @contextmanager
     def stage(self, name: str, total: int | None, unit: str) -> Iterator[Advance]:

@@ -1,25 +1,53 @@
-"""Learners: trajectories in, checkpoint folder out. Read `learner` first."""
+"""Learners: trajectories in, checkpoint folder out. Read `learner` first.
 
-from learners.dmpo import DMPO, DMPOConfig
-from learners.dpo import MultiTurnDPO, SingleTurnDPO
-from learners.grpo import GRPO, GRPOConfig
-from learners.ipo import IPO
-from learners.kto import KTOConfig, MultiTurnKTO, SingleTurnKTO
-from learners.learner import (
-    BaseLearner,
-    Learner,
+What is named here is imported when it is first used: settings are read without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from learners.registry import learner_names, register_learner, settings_type
+from learners.settings import (
+    DMPOConfig,
+    GRPOConfig,
+    KTOConfig,
     LearnerConfig,
-    LogProbs,
-    LossOutput,
-    learner_names,
-    make_learner,
-    register_learner,
-    settings_type,
+    SimPOConfig,
+    StepDPOConfig,
 )
-from learners.raft import RAFT
-from learners.sft import SFT
-from learners.simpo import SimPO, SimPOConfig
-from learners.stepdpo import StepDPO, StepDPOConfig
+
+if TYPE_CHECKING:
+    from learners.dmpo import DMPO
+    from learners.dpo import MultiTurnDPO, SingleTurnDPO
+    from learners.grpo import GRPO
+    from learners.ipo import IPO
+    from learners.kto import MultiTurnKTO, SingleTurnKTO
+    from learners.learner import BaseLearner, Learner, LogProbs, LossOutput, make_learner
+    from learners.raft import RAFT
+    from learners.sft import SFT
+    from learners.simpo import SimPO
+    from learners.stepdpo import StepDPO
+
+_LAZY = {
+    "DMPO": "learners.dmpo",
+    "GRPO": "learners.grpo",
+    "IPO": "learners.ipo",
+    "RAFT": "learners.raft",
+    "SFT": "learners.sft",
+    "BaseLearner": "learners.learner",
+    "Learner": "learners.learner",
+    "LogProbs": "learners.learner",
+    "LossOutput": "learners.learner",
+    "MultiTurnDPO": "learners.dpo",
+    "MultiTurnKTO": "learners.kto",
+    "SimPO": "learners.simpo",
+    "SingleTurnDPO": "learners.dpo",
+    "SingleTurnKTO": "learners.kto",
+    "StepDPO": "learners.stepdpo",
+    "make_learner": "learners.learner",
+}
 
 __all__ = [
     "DMPO",
@@ -48,3 +76,13 @@ __all__ = [
     "register_learner",
     "settings_type",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from learners.lora import has_adapters, save_merged
-from mathenv.errors import DataError
+from mathenv.errors import DataError, StorageError
+from mathenv.files import writing
 
 _STATE = "trainer.pt"
 _MANIFEST = "manifest.json"
@@ -32,8 +33,34 @@ def save_checkpoint(
 
     The weights come last: what a killed process leaves behind lacks them, and nothing loads it.
     They are the model's own, or `weights` where it holds shards only.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be made.
     """
     partial = path.with_name(f".{path.name}.partial")
+    try:
+        with writing(path):
+            _write(partial, model, tokenizer, manifest, state, weights)
+    except StorageError:
+        shutil.rmtree(partial, ignore_errors=True)  # the room that it took is needed
+        raise
+    # A folder cannot be replaced by renaming, so an old one steps aside whole.
+    replaced = path.with_name(f".{path.name}.replaced")
+    if path.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        path.rename(replaced)
+    partial.rename(path)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _write(
+    partial: Path,
+    model: Any,
+    tokenizer: Any,
+    manifest: dict[str, Any],
+    state: dict[str, Any] | None,
+    weights: dict[str, Any] | None,
+) -> None:
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
@@ -45,13 +72,6 @@ def save_checkpoint(
         save_merged(partial, model, weights)
     else:
         model.save_pretrained(partial, state_dict=weights)
-    # A folder cannot be replaced by renaming, so an old one steps aside whole.
-    replaced = path.with_name(f".{path.name}.replaced")
-    if path.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        path.rename(replaced)
-    partial.rename(path)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def check_finished(path: Path) -> None:

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from learners.dpo import MultiTurnDPO
-from learners.learner import LearnerConfig, register_learner
 from learners.preferences import Sample, action_sample
-from mathenv.errors import ConfigError
+from learners.settings import DMPOConfig, LearnerConfig
 from mathenv.types import SpanKind, Trajectory
-
-
-@dataclass(frozen=True, slots=True)
-class DMPOConfig(LearnerConfig):
-    """Settings of DMPO.
-
-    Args:
-        discount: gamma in (0, 1]; smaller weighs the first turns more.
-    """
-
-    discount: float = 0.9
-
-    def __post_init__(self) -> None:
-        if not 0 < self.discount <= 1:
-            raise ConfigError(f"discount lies in (0, 1], not {self.discount}")
 
 
 def turn_weight(turn: int, turns: int, discount: float) -> float:
@@ -38,7 +22,6 @@ def turn_weight(turn: int, turns: int, discount: float) -> float:
     return discount**turn * (1 - discount ** (turns - turn)) / (1 - discount**turns)
 
 
-@register_learner("dmpo")
 class DMPO(MultiTurnDPO):
     """DMPO (arXiv 2406.14868): a weighted sum of the turns' log-ratios in place of the sum.
 

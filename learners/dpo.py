@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learners.learner import BaseLearner, LogProbs, LossOutput, register_learner
+from learners.learner import BaseLearner, LogProbs, LossOutput
 from learners.losses import dpo, implicit_reward, nll
 from learners.preferences import (
     Example,
@@ -44,7 +44,6 @@ class Sides:
         return Sides(*(side for x in (policy, reference, targets) for side in (x[0::2], x[1::2])))
 
 
-@register_learner("mdpo")
 class MultiTurnDPO(BaseLearner):
     """M-DPO (arXiv 2409.02392, equation 14): DPO on the model's own tokens, all turns.
 
@@ -97,7 +96,6 @@ class MultiTurnDPO(BaseLearner):
         return LossOutput(losses.sum(), metrics)
 
 
-@register_learner("dpo")
 class SingleTurnDPO(MultiTurnDPO):
     """The paper's baseline: everything after the prompt is trained on, observations too."""
 

@@ -3,50 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from learners.learner import BaseLearner, LearnerConfig, LogProbs, LossOutput, register_learner
+from learners.learner import BaseLearner, LogProbs, LossOutput
 from learners.losses import clipped_policy_gradient, k3
 from learners.preferences import Example, Selection, action_sample, by_problem, on_policy
-from mathenv.errors import ConfigError
+from learners.settings import GRPOConfig, LearnerConfig
 from mathenv.types import Trajectory
 
-_AVERAGES = ("sequence", "token")
 
-
-@dataclass(frozen=True, slots=True)
-class GRPOConfig(LearnerConfig):
-    """Settings of GRPO. `pairs.per_problem` does not apply: a group is all of a problem.
-
-    Args:
-        kl_coef: weight of the k3 estimate of KL(pi, pi_ref) per token. 0: no reference
-            model is used (TRL's default; DeepSeekMath: 0.04).
-        clip_low: the ratio to the old policy is clipped at 1 - clip_low.
-        clip_high: and at 1 + clip_high.
-        scale: divide advantages by the group's standard deviation. Without it: Dr. GRPO.
-        average: "sequence": mean over a trajectory's action tokens, then over trajectories
-            (arXiv 2402.03300, equation 3); "token": over all action tokens of a step (DAPO).
-        agent: whose samples are on-policy; what others sampled is left out.
-    """
-
-    kl_coef: float = 0.0
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    scale: bool = True
-    average: str = "sequence"
-    agent: str = "current"
-
-    def __post_init__(self) -> None:
-        if self.average not in _AVERAGES:
-            raise ConfigError(f"average is one of {', '.join(_AVERAGES)}, not {self.average!r}")
-
-
-@register_learner("grpo")
 class GRPO(BaseLearner):
     """Group-relative policy optimisation (arXiv 2402.03300) on the model's own tokens.
 

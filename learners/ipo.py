@@ -5,11 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from learners.dpo import MultiTurnDPO, Sides
-from learners.learner import register_learner
 from learners.losses import ipo
 
 
-@register_learner("ipo")
 class IPO(MultiTurnDPO):
     """IPO (arXiv 2310.12036, equation 17) with the action mask. `eta` is the paper's tau."""
 

@@ -27,96 +27,29 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from agents.base import SamplingParams, WeightedAgent
 from agents.distributed import RayConfig, WorkerSetup, collect_with
 from agents.llm import derive_seed
-from agents.policy import EngineOptions, RenderOptions, load_policy
-from agents.rollout import CollectConfig, jobs_of, read_collected
+from agents.policy import load_policy
+from agents.rollout import jobs_of, read_collected
 from learners.checkpoint import drop_state, step_folders
 from learners.diagnose import diagnose
-from learners.learner import Learner, LearnerConfig, make_learner
+from learners.learner import Learner, make_learner
 from learners.preferences import Example
 from learners.reporter import Reporter
-from learners.train import Stage, TrainConfig, train
-from mathenv.env import SandboxTier, shared_interpreter
+from learners.settings import IterateConfig, Method, ReferenceMoves
+from learners.train import Stage, train
+from mathenv.env import shared_interpreter
 from mathenv.errors import ConfigError
 from mathenv.interpreter import Interpreter, Limits
 from mathenv.store import TrajectoryStore, write_atomic
 from mathenv.types import Problem, Trajectory
 
 _RESULT = "result.json"
-
-ReferenceMoves = int | Literal["last", "first"]
-
-
-@dataclass(frozen=True, slots=True)
-class IterateConfig:
-    """One run of the online loop. Defaults follow the paper where it says something.
-
-    Args:
-        iterations: rounds of sampling and training (paper: 3).
-        current_samples: samples per problem from the current policy (paper: 20).
-        previous_samples: samples per problem from the policy before it (paper: 10).
-        reference: "last" moves the reference to the newest policy after every iteration
-            (paper's default), a number k after every k iterations, and "first" keeps the
-            policy that the run started from.
-        sampling: how the mixture samples (paper: temperature 1).
-        collect: episodes in flight, horizon and so on.
-        engine: what samples and evaluates, one engine at a time and none while training.
-        rendering: how conversations are written, in demonstrations too.
-        interpreter: what runs the code, in demonstrations too: this machine's sandbox or Docker.
-        min_tier: the weakest tier of its sandbox that will do; left out: any that works.
-        ray: sample and evaluate with several workers, each with its own engine: the address of
-            a Ray cluster, `auto`, or `local` to start one here. Left out: in this process.
-        workers, worker_cpus, worker_gpus: how many, and what Ray reserves for each.
-        seed: fixes sampling, pairing and the order of training.
-    """
-
-    iterations: int = 3
-    current_samples: int = 20
-    previous_samples: int = 10
-    reference: ReferenceMoves = "last"
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    collect: CollectConfig = field(default_factory=CollectConfig)
-    engine: EngineOptions = field(default_factory=EngineOptions)
-    rendering: RenderOptions = field(default_factory=RenderOptions)
-    interpreter: Literal["local", "docker"] = "local"
-    min_tier: SandboxTier | None = None
-    ray: str | None = None
-    workers: int = 2
-    worker_cpus: float = 1.0
-    worker_gpus: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        every = type(self.reference) is int and self.reference > 0
-        if not every and self.reference not in ("last", "first"):
-            raise ConfigError(
-                "reference must be 'last', 'first' or after how many iterations it moves, not "
-                f"{self.reference!r}"
-            )
-        if self.iterations < 1 or self.current_samples + self.previous_samples < 1:
-            raise ConfigError("an iterative run needs at least one iteration and one sample")
-        if min(self.current_samples, self.previous_samples) < 0:
-            raise ConfigError("current_samples and previous_samples cannot be negative")
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """How a learner learns.
-
-    Args:
-        loss: settings of the loss and of which trajectories it is given.
-        train: settings of the training loop.
-    """
-
-    loss: LearnerConfig = field(default_factory=LearnerConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from learners.learner import BaseLearner, LearnerConfig, LogProbs, LossOutput, register_learner
+from learners.learner import BaseLearner, LogProbs, LossOutput
 from learners.logprobs import sums
 from learners.losses import implicit_reward, kto, nll, off_policy_k3
 from learners.preferences import (
@@ -24,41 +23,11 @@ from learners.preferences import (
     preference_pairs,
     prompt,
 )
-from mathenv.errors import ConfigError, TrainingError
+from learners.settings import KTOConfig, LearnerConfig
+from mathenv.errors import TrainingError
 from mathenv.types import Trajectory
 
-_KL = ("mismatched", "on_policy", "none")
 
-
-@dataclass(frozen=True, slots=True)
-class KTOConfig(LearnerConfig):
-    """Settings of M-KTO.
-
-    Args:
-        kl: where z0 comes from. "mismatched" (TRL, the authors' code): log-ratios of prompts
-            with the completions of other problems. "on_policy": equation 15's KL per token,
-            estimated along whole trajectories of `agent`. "none": z0 is 0.
-        kl_sequences: sequences behind each step's z0, over all devices and micro-batches
-            (32 is the paper's batch; all there are, where they are fewer).
-        agent: whose samples are on-policy: that of the policy which begins the stage.
-        desirable_weight: lambda_+ (paper: 1).
-        undesirable_weight: lambda_- (paper: 1).
-    """
-
-    kl: str = "mismatched"
-    kl_sequences: int = 32
-    agent: str = "current"
-    desirable_weight: float = 1.0
-    undesirable_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.kl not in _KL:
-            raise ConfigError(f"kl is one of {', '.join(_KL)}, not {self.kl!r}")
-        if self.kl_sequences < 1:
-            raise ConfigError(f"kl_sequences must be positive, not {self.kl_sequences}")
-
-
-@register_learner("mkto")
 class MultiTurnKTO(BaseLearner):
     """M-KTO (arXiv 2409.02392, equation 15): KTO on the model's own tokens, all turns.
 
@@ -174,7 +143,6 @@ class MultiTurnKTO(BaseLearner):
         return LossOutput(losses.sum(), metrics)
 
 
-@register_learner("kto")
 class SingleTurnKTO(MultiTurnKTO):
     """The paper's baseline: everything after the prompt is trained on, observations too."""
 

@@ -7,35 +7,30 @@ iteration is `iterate`. Everything that two learners share is not in a learner.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
-from importlib.metadata import entry_points
-from typing import ClassVar, Protocol, TypeVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
 from learners.logprobs import sums
-from learners.preferences import Example, PairRules, Sample, Selection
+from learners.preferences import Example, Sample, Selection
+from learners.registry import find_factory, learner_names, register_learner, settings_type
+from learners.settings import LearnerConfig
 from mathenv.errors import ConfigError
 from mathenv.types import Trajectory
 
-ENTRY_POINT_GROUP = "mathenv.learners"
-
-
-@dataclass(frozen=True, slots=True)
-class LearnerConfig:
-    """Settings that several learners share. A learner with more has a subclass, its `Config`.
-
-    Args:
-        eta: strength of the KL penalty (TRL's `beta`; paper: 0.1).
-        nll_coef: weight of the token-mean NLL of the chosen side (paper: 0, an ablation).
-            Used by the preference learners.
-        pairs: which trajectories may be used, and how many per problem.
-    """
-
-    eta: float = 0.1
-    nll_coef: float = 0.0
-    pairs: PairRules = field(default_factory=PairRules)
+__all__ = [
+    "BaseLearner",
+    "Learner",
+    "LearnerConfig",
+    "LogProbs",
+    "LossOutput",
+    "learner_names",
+    "make_learner",
+    "register_learner",
+    "settings_type",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,39 +135,6 @@ class BaseLearner:
         return float(len(examples))
 
 
-Factory = Callable[..., Learner]
-_FactoryT = TypeVar("_FactoryT", bound=Factory)
-_REGISTRY: dict[str, Factory] = {}
-
-
-def register_learner(name: str) -> Callable[[_FactoryT], _FactoryT]:
-    """Register a learner class or factory under a name (decorator).
-
-    It is called with its settings, a `LearnerConfig` or, where it has an attribute
-    `Config`, that subclass.
-    """
-
-    def add(factory: _FactoryT) -> _FactoryT:
-        _REGISTRY[name] = factory
-        return factory
-
-    return add
-
-
-def learner_names() -> tuple[str, ...]:
-    """Names that `make_learner` knows, third parties' included."""
-    return tuple(sorted({*_REGISTRY, *(e.name for e in entry_points(group=ENTRY_POINT_GROUP))}))
-
-
-def settings_type(name: str) -> type[LearnerConfig]:
-    """Return the dataclass of a learner's settings: `LearnerConfig` or its own subclass.
-
-    Raises:
-        ConfigError: no learner has this name.
-    """
-    return _settings_type(_factory(name))
-
-
 def make_learner(name: str, config: LearnerConfig | None = None) -> Learner:
     """Build a learner by name: ours, or any in the entry-point group `mathenv.learners`.
 
@@ -181,8 +143,7 @@ def make_learner(name: str, config: LearnerConfig | None = None) -> Learner:
     Raises:
         ConfigError: no learner has this name, or it lacks one of the settings.
     """
-    factory = _factory(name)
-    wanted = _settings_type(factory)
+    wanted = settings_type(name)
     if config is None:
         config = wanted()
     elif type(config) is not wanted:
@@ -192,19 +153,5 @@ def make_learner(name: str, config: LearnerConfig | None = None) -> Learner:
         if foreign:
             raise ConfigError(f"{name} has no setting called {', '.join(sorted(foreign))}")
         config = wanted(**given)
-    return factory(config)
-
-
-def _settings_type(factory: Factory) -> type[LearnerConfig]:
-    found: type[LearnerConfig] = getattr(factory, "Config", LearnerConfig)
-    return found
-
-
-def _factory(name: str) -> Factory:
-    if name in _REGISTRY:
-        return _REGISTRY[name]
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        if entry.name == name:
-            found: Factory = entry.load()
-            return found
-    raise ConfigError(f"no learner is called {name!r}; there are {', '.join(learner_names())}")
+    learner: Learner = find_factory(name)(config)
+    return learner

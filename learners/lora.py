@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,40 +21,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from agents.models.transformers import load_causal_lm
-from mathenv.errors import ConfigError, DataError
+from learners.settings import LoRA
+from mathenv.errors import ConfigError, DataError, install_hint
 
 ADAPTER = "adapter"  # its folder inside a checkpoint
-PEFT = "the package peft (pip install 'mathenv[lora]')"
+PEFT = f"the package peft ({install_hint('lora')})"
 _NAME = "default"  # peft's for an adapter without one
 _FILE = "adapter_model.safetensors"
-
-
-@dataclass(frozen=True, slots=True)
-class LoRA:
-    """Train low-rank adapters instead of all weights. Needs the extra `lora`.
-
-    Args:
-        rank: of the adapters; 0 trains all weights instead.
-        alpha: the adapters' share is multiplied by alpha / rank.
-        dropout: share of the adapters' inputs dropped in training steps, and only there.
-        targets: matrices with an adapter, by the end of their names: q_proj, v_proj, ...
-            Empty: all of all layers, the head not.
-        dtype: of the frozen weights in memory; adapters and checkpoints are at least float32.
-    """
-
-    rank: int = 0
-    alpha: int = 32
-    dropout: float = 0.0
-    targets: tuple[str, ...] = ()
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.rank < 0 or not self.alpha > 0:
-            raise ConfigError(
-                f"LoRA: rank {self.rank} must not be negative, alpha {self.alpha} be positive"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"LoRA: dropout is a share from 0 to 1, not {self.dropout}")
 
 
 def load_trained(policy: Path, checkpoint: Path | None, lora: LoRA, *, seed: int = 0) -> Any:

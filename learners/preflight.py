@@ -16,7 +16,7 @@ from learners.plan import setup_of
 from learners.recipe import ProblemsConfig, Recipe
 from learners.schedule import TrainConfig
 from learners.shapes import shape_of
-from mathenv.errors import ConfigError
+from mathenv.errors import ConfigError, install_hint
 
 
 def require(recipe: Recipe) -> None:
@@ -52,7 +52,7 @@ def _missing_data(problems: ProblemsConfig) -> list[str]:
 def _missing_engine(engine: EngineOptions) -> list[str]:
     found = []
     if engine.kind == "vllm" and find_spec("vllm") is None:
-        found.append("the package vllm (pip install 'mathenv[vllm]')")
+        found.append(f"the package vllm ({install_hint('vllm')})")
     on_gpu = engine.kind == "transformers" and engine.device.startswith("cuda")
     if on_gpu and not torch.cuda.is_available():
         found.append(f"a GPU for its engine on {engine.device}")

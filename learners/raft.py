@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from learners.learner import register_learner
 from learners.preferences import Example, Selection, action_sample, winners
 from learners.sft import SFT
 from mathenv.types import Trajectory
 
 
-@register_learner("raft")
 class RAFT(SFT):
     """Rejection sampling (arXiv 2304.06767): SFT on k correct trajectories per problem."""
 

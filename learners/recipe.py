@@ -19,11 +19,10 @@ from cattrs.errors import BaseValidationError, IterableValidationError, Iterable
 from cattrs.gen import make_dict_structure_fn, override
 from cattrs.v import format_exception
 
-from agents.tiny import TinyConfig
-from learners.iterate import IterateConfig, Method, ReferenceMoves
-from learners.learner import LearnerConfig, learner_names, settings_type
-from learners.train import TrainConfig
-from mathenv.errors import ConfigError
+from agents.settings import TinyConfig
+from learners.registry import learner_names, settings_type
+from learners.settings import IterateConfig, LearnerConfig, Method, ReferenceMoves, TrainConfig
+from mathenv.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
@@ -97,14 +96,17 @@ def load_recipe(name: str | Path) -> Recipe:
     if path.suffix != ".toml":
         path = Path(str(files("learners") / "recipes" / f"{name}.toml"))
     if not path.exists():
+        near = did_you_mean(str(name), recipe_names())
         raise ConfigError(
-            f"no recipe {name}: give a .toml file or one of {', '.join(recipe_names())}"
+            f"no recipe {name}{near}: give a .toml file or one of {', '.join(recipe_names())}"
         )
     recipe = structured(read_toml(path), Recipe, path)
     for learner in (recipe.learner, *recipe.methods):
         if learner not in learner_names():
+            near = did_you_mean(learner, learner_names())
             raise ConfigError(
-                f"{path}: no learner is called {learner!r}; there are {', '.join(learner_names())}"
+                f"{path}: no learner is called {learner!r}{near}; there are "
+                f"{', '.join(learner_names())}"
             )
     return recipe
 

@@ -5,81 +5,9 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
-from learners.lora import LoRA
 from learners.preferences import Example
-from mathenv.errors import ConfigError
-
-_SCHEDULES = ("constant", "linear", "cosine")
-_PRECISIONS = ("fp32", "bf16", "fp16")
-_POSITIVE = (
-    "lr",
-    "epochs",
-    "batch_size",
-    "clip_norm",
-    "token_budget",
-    "checkpoints",
-    "processes",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainConfig:
-    """How one stage trains.
-
-    Args:
-        lr: peak learning rate of AdamW.
-        epochs: passes over the examples (paper: 1 for preference learning).
-        batch_size: examples (pairs, or demonstrations) per optimizer step, over all devices.
-        warmup: share of the steps in which the rate rises linearly.
-        schedule: what follows the warm-up: "constant", "linear" or "cosine" to zero.
-        weight_decay: AdamW's decoupled weight decay, on all weights.
-        clip_norm: the gradient is scaled down to this norm where it is larger.
-        token_budget: tokens per forward pass and device, padding included; memory grows
-            with it. A step takes as many passes as it needs.
-        checkpoints: how many checkpoints to keep, evenly spaced, the last step included.
-        betas: AdamW's decay rates of the first and second moment.
-        precision: "fp32", "bf16" or "fp16": what the forward pass computes in. Weights,
-            gradients and moments stay in float32; fp16 scales its loss.
-        recompute_every: activation checkpointing. The backward pass computes the activations
-            of every n-th layer again instead of keeping them: 1 all, 2 half of them, 0 none.
-        processes: how many train together, started for each stage: at most one per GPU, or per
-            CPU thread. Under `accelerate launch` and `torchrun` theirs train, and no others.
-        shard: several processes share weights, gradients and moments out (FSDP2) instead of
-            each having them whole (DDP). Also set by `accelerate launch --use_fsdp`.
-        lora: adapters to train instead of the weights; off by default.
-    """
-
-    lr: float = 1e-5
-    epochs: int = 1
-    batch_size: int = 32
-    warmup: float = 0.1
-    schedule: str = "cosine"
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    token_budget: int = 8192
-    checkpoints: int = 3
-    betas: tuple[float, float] = (0.9, 0.999)
-    precision: str = "fp32"
-    recompute_every: int = 0
-    processes: int = 1
-    shard: bool = False
-    lora: LoRA = field(default_factory=LoRA)
-
-    def __post_init__(self) -> None:
-        for name, known in (("schedule", _SCHEDULES), ("precision", _PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"no {name} is called {getattr(self, name)!r}: there are {', '.join(known)}"
-                )
-        for name in _POSITIVE:
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, not {getattr(self, name)}")
-        if not 0 <= self.warmup <= 1:
-            raise ConfigError(f"warmup is a share of the steps from 0 to 1, not {self.warmup}")
-        if self.recompute_every < 0:
-            raise ConfigError(f"recompute_every is 0 or more layers, not {self.recompute_every}")
+from learners.settings import TrainConfig
 
 
 def count_steps(examples: int, config: TrainConfig) -> int:

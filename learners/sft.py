@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from learners.learner import BaseLearner, LogProbs, LossOutput, register_learner
+from learners.learner import BaseLearner, LogProbs, LossOutput
 from learners.losses import nll
 from learners.preferences import Example, Selection, action_sample, demonstrations
 from mathenv.types import Trajectory
 
 
-@register_learner("sft")
 class SFT(BaseLearner):
     """Token-mean NLL of demonstrations' action tokens (paper, section 3.1)."""
 

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from learners.recipe import Recipe
-from mathenv.errors import ConfigError
+from mathenv.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +167,9 @@ def parse_gpus(text: str) -> tuple[int, Device]:
             "The tiny recipe is made for two CPU cores, and README.md says how long it takes"
         )
     if count < 1 or wanted not in DEVICES:
+        near = did_you_mean(wanted, DEVICES)
         raise ConfigError(
-            f"cannot read the GPUs {text!r}: write COUNTxNAME, as 8xA100-80G. "
+            f"cannot read the GPUs {text!r}{near}: write COUNTxNAME, as 8xA100-80G. "
             f"Names: {', '.join(DEVICES)}"
         )
     return count, DEVICES[wanted]

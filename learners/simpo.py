@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from learners.dpo import MultiTurnDPO, Sides
-from learners.learner import LearnerConfig, register_learner
 from learners.losses import simpo
+from learners.settings import LearnerConfig, SimPOConfig
 
 
-@dataclass(frozen=True, slots=True)
-class SimPOConfig(LearnerConfig):
-    """Settings of SimPO. Its `eta` is of another size than DPO's: 2 to 10 in the paper.
-
-    Args:
-        gamma: target margin between the two rewards.
-    """
-
-    eta: float = 2.0
-    gamma: float = 1.0
-
-
-@register_learner("simpo")
 class SimPO(MultiTurnDPO):
     """SimPO (arXiv 2405.14734, equation 6) with the action mask."""
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from learners.dpo import MultiTurnDPO
-from learners.learner import LearnerConfig, register_learner
 from learners.preferences import (
     Example,
     Pair,
@@ -18,22 +17,11 @@ from learners.preferences import (
     pair_example,
     preference_pairs,
 )
+from learners.settings import LearnerConfig, StepDPOConfig
 from mathenv.errors import TrainingError
 from mathenv.types import Span, SpanKind, Trajectory
 
 
-@dataclass(frozen=True, slots=True)
-class StepDPOConfig(LearnerConfig):
-    """Settings of step-wise DPO.
-
-    Args:
-        shared_turns: how many first turns a pair must have in common at least.
-    """
-
-    shared_turns: int = 1
-
-
-@register_learner("stepdpo")
 class StepDPO(MultiTurnDPO):
     """Equation 14 from the turn at which two trajectories part (arXiv 2409.02392, eq. 12).
 

@@ -32,6 +32,7 @@ from learners.preferences import Example, Sample
 from learners.reference import frozen_logps
 from learners.schedule import TrainConfig, batches, count_steps, save_steps
 from mathenv.errors import RenderError, TrainingError
+from mathenv.files import writing
 from mathenv.manifest import environment
 from mathenv.store import write_atomic
 
@@ -262,7 +263,7 @@ class _Run:
         # Six digits of what is measured, all of what is counted.
         figures = {k: v if isinstance(v, int) else float(f"{v:.6g}") for k, v in metrics.items()}
         row = {"step": step, **figures}
-        with self._log_file.open("a") as file:
+        with writing(self._log_file), self._log_file.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     @property

@@ -1,5 +1,10 @@
 """The one error tree. A broken program raises; a bad episode is data (see `types.StopReason`)."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class MathEnvError(Exception):
     """Base class: something the user can act on. The message says what to do."""
@@ -11,6 +16,13 @@ class ConfigError(MathEnvError):
 
 class DataError(MathEnvError):
     """A file or row cannot be used. The message names the file and the row."""
+
+
+class StorageError(MathEnvError, OSError):
+    """A file or folder cannot be made or written: no room, no permission. Names the path.
+
+    What was written before is whole. Also an `OSError`, as whoever writes files expects.
+    """
 
 
 class InfraError(MathEnvError):
@@ -26,3 +38,18 @@ class RenderError(MathEnvError):
 
 class TrainingError(MathEnvError):
     """Training data or state that would train on the wrong thing."""
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """Return ` (did you mean 'sft'?)` for a word that is nearly one of the names, else nothing."""
+    lower = {name.lower(): name for name in names}
+    near = get_close_matches(word.lower(), lower, n=1, cutoff=0.6)
+    return f" (did you mean {lower[near[0]]!r}?)" if near else ""
+
+
+def install_hint(extra: str) -> str:
+    """Return how to install what an extra of `pyproject.toml` names.
+
+    From the source alone: the project called mathenv on a package index need not be this one.
+    """
+    return f'pip install -e ".[{extra}]" in the folder of this project\'s source'

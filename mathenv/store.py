@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Union
 
 from mathenv.errors import ConfigError, DataError
+from mathenv.files import writing
 from mathenv.types import SCHEMA_VERSION, Trajectory
 
 FILE_NAME = "trajectories.jsonl"
@@ -40,6 +41,7 @@ class TrajectoryStore:
 
     Raises:
         ConfigError: another process, or another store in this one, holds the file.
+        StorageError: the file cannot be made or opened.
         DataError: naming file and line, for a bad line, another schema or a key seen twice.
     """
 
@@ -47,9 +49,10 @@ class TrajectoryStore:
         self.path = _file(path)
         self._fsync = fsync
         self._guard = threading.Lock()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Unbuffered and O_APPEND: one write call per trajectory, always at the end.
-        self._stream: BinaryIO = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - until close()
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Unbuffered and O_APPEND: one write call per trajectory, always at the end.
+            self._stream: BinaryIO = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - until close()
         try:
             _lock(self._stream, self.path)
             _mend(self._stream)
@@ -63,6 +66,7 @@ class TrajectoryStore:
 
         Raises:
             ConfigError: the store is closed.
+            StorageError: the disk is full, or fails. The file is as it was.
             DataError: the store holds this key already, or the trajectory holds what JSON
                 cannot (see `to_json`).
         """
@@ -74,9 +78,10 @@ class TrajectoryStore:
                 raise DataError(
                     f"{self.path} already holds {trajectory.key!r}: check `key in store` before"
                 )
-            _write(self._stream, line)
-            if self._fsync:
-                os.fsync(self._stream.fileno())
+            with writing(self.path):
+                _write(self._stream, line)
+                if self._fsync:
+                    os.fsync(self._stream.fileno())
             self._keys[trajectory.key] = None
 
     def keys(self) -> tuple[str, ...]:
@@ -179,13 +184,28 @@ def from_json(row: Mapping[str, Any]) -> Trajectory:
 
 
 def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
-    """Replace the file at once: after a kill it is the old one or the new one, whole."""
-    target = Path(path)
+    """Replace the file at once: after a kill it is the old one or the new one, whole.
+
+    What is no ordinary file, such as /dev/stdout or a pipe, is written to as it is.
+
+    Raises:
+        StorageError: it cannot be written; the old one is as it was.
+    """
+    content = data.encode() if isinstance(data, str) else data
+    with writing(path):
+        target = Path(path)
+        if target.exists() and not target.is_file() and not target.is_dir():
+            target.write_bytes(content)
+        else:
+            _replace(Path(os.path.realpath(target)), content)
+
+
+def _replace(target: Path, content: bytes) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with open(temporary, "wb") as stream:
-            stream.write(data.encode() if isinstance(data, str) else data)
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, target)

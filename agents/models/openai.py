@@ -17,13 +17,13 @@ from typing import Any
 
 from agents.base import ChatReply, ChatRequest, Completion, CompletionRequest
 from agents.models.threaded import LoopThread, ThreadedModel, as_infra_error, finish_reason
-from mathenv.errors import ConfigError, InfraError
+from mathenv.errors import ConfigError, InfraError, install_hint
 from mathenv.types import FinishReason
 
 try:
     import openai
 except ModuleNotFoundError as missing:
-    raise ConfigError("servers need the package openai: pip install 'mathenv[openai]'") from missing
+    raise ConfigError(f"servers need the package openai: {install_hint('openai')}") from missing
 
 _CHAT_SEEDS = 2**31  # what every server takes
 

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from agents.base import Completion, CompletionRequest, check_request
+from agents.models.location import check_model
 from mathenv.errors import ConfigError, InfraError
 from mathenv.types import FinishReason
 
@@ -33,22 +34,22 @@ _COMPACT_AT = 0.75  # share of running rows at which finished ones are dropped
 
 def load_tokenizer(path: str | Path) -> Any:
     """Load a tokenizer from a folder or hub id, with an error that says what to do."""
-    _check_folder(path)
+    given = check_model(path)
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, **given)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot load a tokenizer from {path}: {error}") from error
 
 
 def load_causal_lm(path: str | Path, *, dtype: str = "float32", device: str = "cpu") -> Any:
     """Load a causal LM from a folder or hub id in evaluation mode."""
-    _check_folder(path)
+    given = check_model(path)
     number = getattr(torch, dtype, None)
     if not isinstance(number, torch.dtype) or not number.is_floating_point:
         raise ConfigError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=number, output_loading_info=True
+            path, dtype=number, output_loading_info=True, **given
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"cannot load a causal language model from {path}: {error}") from error
@@ -56,13 +57,6 @@ def load_causal_lm(path: str | Path, *, dtype: str = "float32", device: str = "c
         names = ", ".join(sorted(report["missing_keys"])[:3])
         raise ConfigError(f"{path} lacks {len(report['missing_keys'])} weights, e.g. {names}")
     return model.to(device).eval()
-
-
-def _check_folder(path: str | Path) -> None:
-    folder = Path(path)
-    looks_local = folder.is_absolute() or str(path).startswith((".", "~"))
-    if (looks_local or folder.exists()) and not (folder / "config.json").exists():
-        raise ConfigError(f"{path} is not a model folder: it has no config.json")
 
 
 class TransformersModel:

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 
 from agents.base import Completion, CompletionRequest
+from agents.models.location import check_model
 from agents.models.threaded import ThreadedModel, finish_reason
-from mathenv.errors import ConfigError, InfraError
+from mathenv.errors import ConfigError, InfraError, install_hint
 
 _KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 _GIB = 1 << 30
@@ -87,7 +88,7 @@ class VLLMModel(ThreadedModel):
         Raises:
             ConfigError: vLLM is not installed, or cannot run this model with these options.
         """
-        _check_folder(path)
+        check_model(path)
         _give_back_gpu_memory()
         try:
             return cls(_engine_args(path, options or VLLMOptions()), name=name or str(path))
@@ -155,7 +156,7 @@ def _completion(name: str, output: Any) -> Completion:
 def _engine_args(path: str | Path, options: VLLMOptions) -> Any:
     if find_spec("vllm") is None:
         raise ConfigError(
-            "the vLLM engine needs the package vllm: pip install 'mathenv[vllm]' on a machine "
+            f"the vLLM engine needs the package vllm: {install_hint('vllm')}, on a machine "
             "with a GPU; agents/README.md says how to install its build for CPUs"
         )
     # Read when vLLM is first imported. It reports its use to its authors unless told not to.
@@ -209,9 +210,3 @@ def _give_back_gpu_memory() -> None:
     if torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()
-
-
-def _check_folder(path: str | Path) -> None:
-    folder = Path(path)
-    if folder.exists() and not (folder / "config.json").exists():
-        raise ConfigError(f"{path} is not a model folder: it has no config.json")

@@ -13,6 +13,7 @@ from matplotlib.ticker import PercentFormatter
 from benchmarks.ablation.findings import Finding, Verdict
 from benchmarks.curve import COLOURS, MARKERS
 from benchmarks.metrics import Estimate
+from mathenv.files import writing
 
 _VERDICTS = {Verdict.HOLDS: COLOURS[2], Verdict.FAILS: COLOURS[1], Verdict.OPEN: "#777777"}
 
@@ -122,6 +123,7 @@ def _dress(axes: Axes, x: str, y: str, shares: bool) -> None:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Software": None})
     return path

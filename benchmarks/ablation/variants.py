@@ -13,7 +13,7 @@ from typing import Any
 from learners.iterate import Method
 from learners.learner import settings_type
 from learners.recipe import Recipe, load_recipe
-from mathenv.errors import ConfigError
+from mathenv.errors import ConfigError, did_you_mean
 
 BASE = "mdpo"  # the variant that ablations change
 
@@ -269,7 +269,8 @@ def chosen(only: Sequence[str]) -> tuple[Variant, ...]:
     """
     unknown = sorted(set(only) - set(GROUPS))
     if unknown:
-        raise ConfigError(f"no group is called {unknown[0]!r}: there are {', '.join(GROUPS)}")
+        near = did_you_mean(unknown[0], GROUPS)
+        raise ConfigError(f"no group is called {unknown[0]!r}{near}: there are {', '.join(GROUPS)}")
     return tuple(v for v in VARIANTS if not only or v.group in only)
 
 

@@ -5,13 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.ablation.page import write_pages
-from benchmarks.ablation.run import run_all
-from benchmarks.ablation.variants import QUICK, Sizes, base_recipe, chosen
-from benchmarks.console import ResultConsole
-from benchmarks.learning import LearningReporter
-from mathenv.errors import ConfigError
-
 
 @dataclass(frozen=True, slots=True)
 class Ablate:
@@ -42,25 +35,3 @@ class Ablate:
     threads: int = 1
     sft: Path | None = None
     page: Path | None = None
-
-    def run(self) -> None:
-        """Run or resume, then write the pages."""
-        console = ResultConsole()
-        if self.page is not None:
-            console.say(f"written: {', '.join(map(str, write_pages(self.out, self.page)))}")
-            return
-        if self.threads < 1:
-            raise ConfigError(f"--threads must be at least 1, not {self.threads}")
-        seeds = self.seeds or ((0,) if self.quick else (0, 1, 2))
-        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise ConfigError("--seeds are different numbers from 0 on")
-        sizes = QUICK if self.quick else Sizes()
-        variants = chosen(self.only)
-        recipe = base_recipe(sizes, quick=self.quick, threads=self.threads)
-        page = self.out / "ablations.md"
-
-        def report() -> None:
-            write_pages(self.out, page)
-
-        run_all(variants, recipe, sizes, seeds, self.out, LearningReporter(), report, self.sft)
-        console.say(f"written: {page}, {page.with_suffix('.html')}")

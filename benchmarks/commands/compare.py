@@ -22,6 +22,7 @@ from benchmarks.report import (
 from benchmarks.results import FILE, BenchResult, read_result
 from benchmarks.runner import regraded
 from mathenv.errors import ConfigError
+from mathenv.files import check_writable
 from mathenv.store import write_atomic
 from mathenv.types import Trajectory
 
@@ -51,6 +52,8 @@ class Compare:
 
     def run(self) -> None:
         """Compare suite by suite, print the table and the sentences."""
+        if self.out is not None:
+            check_writable(self.out / "comparison.json")
         before, after = find_runs(self.first), find_runs(self.second)
         suites = [suite for suite in before if suite in after]
         if not suites:

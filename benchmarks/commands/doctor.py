@@ -7,12 +7,14 @@ import sys
 import warnings
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Literal
 
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.agent_options import InterpreterName
 from benchmarks.console import ResultConsole
+from benchmarks.ownership import PACKAGES, trouble
+from benchmarks.start import versions
 from mathenv.env import INTERPRETERS
 from mathenv.errors import MathEnvError
 from mathenv.grading import grade
@@ -31,14 +33,15 @@ class Doctor:
 
     Shows which isolation tiers work on this machine, runs canary cells through the real
     interpreter (arithmetic, time and memory limits, files, network and processes refused,
-    fork), grades two answers and lets the grader's worker try what it must not be able to do.
+    fork), grades two answers, lets the grader's worker try what it must not be able to do, and
+    looks whether another project owns the names that ours are imported by.
     Exits with 1 if anything is not as it should be.
 
     Args:
         interpreter: what runs the code, this machine's sandbox or Docker.
     """
 
-    interpreter: InterpreterName = "local"
+    interpreter: Literal["local", "docker"] = "local"
 
     def run(self) -> None:
         """Print what was found and exit with 1 if it is sick."""
@@ -46,8 +49,9 @@ class Doctor:
         if self.interpreter == "local" and sys.platform == "linux":
             _print_tiers(console)
         report = self._examine()
-        checks = (*report.checks, *_grading())
+        checks = (*report.checks, *_grading(), *_imports())
         console.say("")
+        console.say(f"{'version':12} {versions()}")
         for key, value in report.description.items():
             console.say(f"{key:12} {value}")
         console.say(f"{'grader':12} {shared_comparer().pool.confinement or 'did not start'}")
@@ -95,6 +99,11 @@ def _grading() -> list[Check]:
         allowed = [f"{what}: {end}" for what, end in outcome.items() if not _refused(end)]
         checks.append(Check("grader confined", not allowed, "; ".join(allowed)))
     return checks
+
+
+def _imports() -> list[Check]:
+    found = {package: trouble(package) for package in PACKAGES}
+    return [Check(f"import {package}", not said, said) for package, said in found.items()]
 
 
 def _refused(end: str) -> bool:

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from benchmarks.agent_options import InterpreterName
-from benchmarks.experiment import LearnerRun, run_experiment
-from benchmarks.learning import LearningReporter
-from benchmarks.report import stage_rows, stage_table
-from benchmarks.tracking import WandbReporter
-from benchmarks.transcript import compare, improved
-from learners.learner import make_learner
-from learners.preflight import require
 from learners.recipe import Recipe, load_recipe
-from learners.reporter import Reporter
 from mathenv.env import SandboxTier
 
 _DEFAULT_RECIPE = "tiny"
@@ -68,32 +58,6 @@ class Iterate:
                 recipe = word.removeprefix("--recipe=")
         return cls(recipe=recipe, settings=load_recipe(recipe))
 
-    def run(self) -> None:
-        """Run or resume, print the final table and where everything is."""
-        started = time.monotonic()
-        learners = self.learners or (self.settings.learner,)
-        for name in learners:
-            make_learner(name)  # a wrong name is an error now, not after an hour
-        recipe = self._recipe()
-        require(recipe)
-        seeds = self.seeds or (recipe.seed,)
-        reporter: Reporter = LearningReporter()
-        if self.wandb:
-            reporter = WandbReporter(reporter, self.out, recipe)
-        runs = run_experiment(recipe, self.out, learners, seeds, reporter)
-        if isinstance(reporter, WandbReporter):
-            reporter.close()
-        _show(runs, self.out, time.monotonic() - started)
-
-    def _recipe(self) -> Recipe:
-        iterate = self.settings.iterate
-        iterate = replace(
-            iterate,
-            interpreter=self.interpreter or iterate.interpreter,
-            min_tier=self.min_tier or iterate.min_tier,
-        )
-        return replace(self.settings, iterate=iterate)
-
 
 @dataclass(frozen=True, slots=True)
 class Demo:
@@ -115,27 +79,3 @@ class Demo:
     interpreter: InterpreterName = "local"
     min_tier: SandboxTier | None = None
     wandb: bool = False
-
-    def run(self) -> None:
-        """Run or resume the demo."""
-        Iterate(
-            out=self.out,
-            seeds=(self.seed,),
-            interpreter=self.interpreter,
-            min_tier=self.min_tier,
-            wandb=self.wandb,
-        ).run()
-
-
-def _show(runs: list[LearnerRun], out: Path, seconds: float) -> None:
-    console = Console()
-    pairs = improved(runs[0].stages[0][1], runs[0].stages[-1][1])
-    if pairs:
-        console.print(compare(*pairs[0]))
-    for run in runs:
-        title = f"{run.learner}, seed {run.seed}: greedy pass@1 on the test problems"
-        console.print(stage_table(stage_rows(run.stages), title))
-    console.print(
-        f"{seconds:.0f} s. In {out}: report.html, results.md, results.json, curve.png",
-        highlight=False,
-    )

@@ -23,6 +23,7 @@ from benchmarks.progress import ConsoleReporter
 from benchmarks.replay import EXPLAINED, RecordedRun, Replayed, Verdict, read_runs, replay, share
 from mathenv.env import INTERPRETERS
 from mathenv.errors import ConfigError
+from mathenv.files import check_writable
 from mathenv.interpreter import Interpreter, Limits
 from mathenv.manifest import environment
 from mathenv.store import write_atomic
@@ -61,6 +62,8 @@ class Replay:
         """Replay the files one after another and print one table."""
         if self.sessions < 1 or self.cell_seconds <= 0 or not self.files:
             raise ConfigError("give at least one file, --sessions >= 1 and --cell-seconds > 0")
+        if self.json is not None:
+            check_writable(self.json)
         recorded = {file.name: self._draw(read_runs(file)) for file in self.files}
         reporter, console = ConsoleReporter(), ResultConsole()
         limits = Limits(cell_seconds=self.cell_seconds)

@@ -28,6 +28,8 @@ class Tables:
 
     def run(self) -> None:
         """Read the results and print the table."""
+        if not self.runs:
+            raise ConfigError("name at least one folder that mathenv bench wrote")
         folders = [found for run in self.runs for found in _folders(run)]
         results = [read_result(folder) for folder in folders]
         table = runs_markdown(results) if self.format == "markdown" else bench_latex(results)

@@ -16,6 +16,7 @@ from benchmarks.progress import Advance, ConsoleReporter
 from benchmarks.throughput import grader, interpreter, rollouts
 from benchmarks.throughput.report import Report
 from mathenv.errors import ConfigError
+from mathenv.files import check_writable
 from mathenv.interpreter.docker import IMAGE
 
 
@@ -50,6 +51,8 @@ class Throughput:
 
     def run(self) -> None:
         """Measure, print the table, write the file."""
+        if self.json is not None:
+            check_writable(self.json)
         reporter, console = ConsoleReporter(), ResultConsole()
         with reporter.stage(f"throughput {self.what}", None, "measurements") as advance:
             report = self._measure(advance)

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from agents.models.transformers import load_tokenizer
-from agents.policy import RenderOptions
-from benchmarks.console import ResultConsole
-from benchmarks.learning import LearningReporter
-from benchmarks.tracking import WandbReporter
-from learners.learner import (
-    Learner,
-    LearnerConfig,
-    learner_names,
-    make_learner,
-    settings_type,
-)
-from learners.parallel import Devices
-from learners.reporter import Reporter
-from learners.train import Stage, TrainConfig, train
-from mathenv.errors import ConfigError, TrainingError
-from mathenv.store import read_trajectories, write_atomic
-from mathenv.types import Trajectory
+from learners.registry import learner_names, settings_type
+from learners.settings import LearnerConfig, TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +40,9 @@ class TrainCommand:
 
     learner: Annotated[str, tyro.conf.Positional]
     trajectories: tuple[Path, ...]
-    policy: Path
+    policy: str
     out: Path
-    reference: Path | None = None
+    reference: str | None = None
     seed: int = 0
     dialect: str | None = None
     wandb: bool = False
@@ -79,71 +61,3 @@ class TrainCommand:
             out=missing,
             loss=settings_type(name)() if name else LearnerConfig(),
         )
-
-    def run(self) -> None:
-        """Select examples, say which, train, and print the checkpoints."""
-        learner = make_learner(self.learner, self.loss)
-        stored = [t for path in self.trajectories for t in read_trajectories(path)]
-        trajectories = tokenized(_distinct(stored), learner, self.policy, self.dialect)
-        examples, selection = learner.examples(trajectories, seed=self.seed)
-        devices = Devices()
-        reporter: Reporter = LearningReporter() if devices.is_main else Reporter()
-        if self.wandb and devices.is_main:
-            reporter = WandbReporter(reporter, self.out, self)
-        counts = selection.counts()
-        reporter.say(", ".join(f"{name} {count}" for name, count in counts.items() if count))
-        if devices.is_main:
-            record = {"counts": counts, "provenance": selection.provenance}
-            write_atomic(self.out / "selection.json", json.dumps(record, indent=1) + "\n")
-        reference = (self.reference or self.policy) if learner.uses_reference else None
-        stage = Stage(self.policy, self.out, reference, self.seed)
-        with reporter.stage("train", None, "steps") as advance:
-            checkpoints = train(learner, examples, self.optim, stage, on_step=advance)
-        if isinstance(reporter, WandbReporter):
-            reporter.close()
-        if devices.is_main:
-            console = ResultConsole()
-            for path in checkpoints:
-                console.say(path)
-        devices.close()
-
-
-def tokenized(
-    trajectories: Sequence[Trajectory],
-    learner: Learner,
-    policy: Path,
-    dialect: str | None = None,
-) -> list[Trajectory]:
-    """Return the trajectories with tokens of the policy's tokenizer; those there are stay.
-
-    Raises:
-        ConfigError: no such dialect.
-        RenderError: there is something to render, and the policy's template cannot.
-        TrainingError: a preference learner was given trajectories that no model sampled.
-    """
-    if all(t.tokens for t in trajectories):
-        return list(trajectories)  # whose tokens they are is checked where they are trained on
-    renderer = RenderOptions(dialect).renderer(load_tokenizer(policy))
-    ready = []
-    for trajectory in trajectories:
-        if trajectory.tokens is None:
-            if not learner.from_demonstrations:
-                raise TrainingError(
-                    f"{trajectory.key} holds no tokens, so no model sampled it: {learner.name} "
-                    "trains on what the policy sampled (mathenv collect --agent transformers)"
-                )
-            record = renderer.record_turns(trajectory.problem.question, trajectory.turns)
-            trajectory = replace(trajectory, tokens=record)
-        ready.append(trajectory)
-    return ready
-
-
-def _distinct(trajectories: Sequence[Trajectory]) -> Sequence[Trajectory]:
-    seen: set[str] = set()
-    for trajectory in trajectories:
-        if trajectory.key in seen:
-            raise ConfigError(
-                f"{trajectory.key!r} stands in two of the files: sample with another --name"
-            )
-        seen.add(trajectory.key)
-    return trajectories

@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks.pages.data import PageData, PageOptions, build
 from benchmarks.progress import Advance
+from mathenv.files import check_writable
 from mathenv.store import write_atomic
 
 FILE = "report.html"
@@ -36,9 +37,12 @@ def write_report(
 
     Raises:
         ConfigError: there is nothing to show. DataError: a file of the run is damaged.
+        StorageError: the page cannot be written there.
     """
-    page = build(run, options, advance)
     target = out or (run / FILE if run.is_dir() else run.with_suffix(".html"))
+    if run.exists():  # of what does not, `build` says so
+        check_writable(target)
+    page = build(run, options, advance)
     write_atomic(target, render(page))
     return target
 

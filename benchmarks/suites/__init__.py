@@ -25,7 +25,7 @@ from benchmarks.suites import (
     words_ood,
 )
 from benchmarks.suites.base import Published, Suite
-from mathenv.errors import ConfigError
+from mathenv.errors import ConfigError, did_you_mean
 from mathenv.problems import problem_sources
 from mathenv.problems.files import KINDS, file_stem, file_suffix
 
@@ -65,8 +65,8 @@ def find_suite(name: str, split: str | None = None) -> Suite:
             suite = replace(suite, source=f"./{suite.source}")
     if suite is None:
         raise ConfigError(
-            f"no suite is called {name!r}: use {', '.join(suite_names())}, the path of "
-            f"{KINDS}, or of a folder with <split>.jsonl"
+            f"no suite is called {name!r}{did_you_mean(name, suite_names())}: use "
+            f"{', '.join(suite_names())}, the path of {KINDS}, or of a folder with <split>.jsonl"
         )
     if split is None or split == suite.split:
         return suite

@@ -20,6 +20,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from mathenv.manifest import environment
+from mathenv.store import write_atomic
 
 Unit = Literal["ms", "/s", "MB"]
 
@@ -183,8 +184,7 @@ class Report:
                 for row in rows
             ],
         }
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(document, indent=1) + "\n")
+        write_atomic(file, json.dumps(document, indent=1) + "\n")
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args, get_type_hints
 
-from mathenv.errors import ConfigError
+from mathenv.errors import ConfigError, did_you_mean
 
 Percent = Literal["either", "hundredth", "exact", "factor"]
 Units = Literal["strip", "agree", "require"]
@@ -145,8 +145,8 @@ def find_policy(policy: str | GradePolicy) -> GradePolicy:
         return policy
     name, *changes = policy.split(",")
     if name not in POLICIES:
-        known = ", ".join(POLICIES)
-        raise ConfigError(f"no grading policy is called {name!r}: use {known}")
+        known, near = ", ".join(POLICIES), did_you_mean(name, POLICIES)
+        raise ConfigError(f"no grading policy is called {name!r}{near}: use {known}")
     if not changes:
         return POLICIES[name]
     return replace(POLICIES[name], name=policy, **dict(map(_read_change, changes)))

@@ -373,7 +373,8 @@ class DockerInterpreter:
 def _start_all(slots: Iterable[_Slot], image: str, image_id: str) -> dict[str, str]:
     """Start the containers side by side and return the description of their inside."""
     with ThreadPoolExecutor() as pool:
-        hello = next(pool.map(lambda slot: slot.container().hello, slots))
+        # All of them, so that an error of any is raised, not only one of the first.
+        hello, *_ = pool.map(lambda slot: slot.container().hello, slots)
     if hello.get("stale"):
         raise ConfigError(
             f"the image {image!r} holds another version of mathenv. Build it anew with: "

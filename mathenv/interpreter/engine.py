@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mathenv.errors import ConfigError, InfraError
+from mathenv.errors import ConfigError, InfraError, install_hint
 from mathenv.interpreter.base import Limits
 
 LABEL = "mathenv.interpreter"
@@ -52,8 +52,8 @@ class Engine:
         try:
             docker: Any = import_module("docker")
         except ImportError:
-            message = "DockerInterpreter needs the docker package: pip install docker"
-            raise ConfigError(message) from None
+            hint = install_hint("docker")
+            raise ConfigError(f"DockerInterpreter needs the docker package: {hint}") from None
         self._errors, self._pid = docker.errors, os.getpid()
         options = docker.utils.kwargs_from_env()
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import socket
@@ -15,12 +16,14 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from mathenv.errors import InfraError
+from mathenv.errors import ConfigError, InfraError
 
 UNPRIVILEGED_UID = 65534  # "nobody", used when the host runs as root
 START_SECONDS = 60.0  # importing sympy on a busy machine
 REQUEST_SECONDS = 30.0
 CLOSE_SECONDS = 5.0
+PATIENCE = "MATHENV_PATIENCE"
+_MOST_LOAD = 20.0  # processes that want each processor; more do not make the wait longer
 _RUNNER = Path(__file__).with_name("runner.py")
 
 
@@ -44,11 +47,13 @@ class Launcher:
             self._launcher = self._launch(theirs, config)
         finally:
             theirs.close()
+        seconds = patience(START_SECONDS)
         try:
-            self.control.settimeout(START_SECONDS)
+            self.control.settimeout(seconds)
             self.hello = _receive(self.control)[0]
         except (OSError, InfraError) as error:
-            text = f"{error} {self._stderr()}".strip()
+            said = _said(error, seconds, f"the sandbox of tier {tier} did not start")
+            text = f"{said} {self._stderr()}".strip()
             self.close()
             raise _kind(error)(text) from None
 
@@ -80,16 +85,18 @@ class Launcher:
     def new_zygote(self) -> Zygote:
         """Fork a zygote from the nursery. Raises `InfraError`."""
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        seconds = patience(REQUEST_SECONDS)
         try:
             with self._lock:
                 socket.send_fds(self.control, [b"{}"], [theirs.fileno()])
             theirs.close()
-            control.settimeout(REQUEST_SECONDS)
+            control.settimeout(seconds)
             _receive(control)
         except (OSError, InfraError) as error:
             theirs.close()
             control.close()
-            text = f"no zygote could be started: {error} {self._stderr()}"
+            said = _said(error, seconds, "there was none")
+            text = f"no zygote could be started: {said} {self._stderr()}".strip()
             raise _kind(error)(text) from None
         return Zygote(self, control)
 
@@ -111,6 +118,35 @@ class Launcher:
         self._errors.close()
         if self.root is not None:
             remove_folder(self.root)
+
+
+def patience(seconds: float) -> float:
+    """Return how long to wait for a process of ours that takes `seconds` at most when idle.
+
+    Longer by the load of this machine, and by the factor in the variable MATHENV_PATIENCE.
+
+    Raises:
+        ConfigError: the variable is no positive number.
+    """
+    told = os.environ.get(PATIENCE, "1")
+    try:
+        factor = float(told)
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < math.inf:
+        raise ConfigError(f"{PATIENCE} is a factor, such as 4, and not {told!r}")
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    return seconds * factor * min(max(1.0, load), _MOST_LOAD)
+
+
+def _said(error: Exception, seconds: float, late: str) -> str:
+    """Return what an error says; of a time-out, what was late and how to wait longer."""
+    if not isinstance(error, TimeoutError):
+        return str(error)
+    return (
+        f"{late} within {seconds:.0f} s. This machine is busy: run less at the same time, or "
+        f"set {PATIENCE}=4 to wait four times as long"
+    )
 
 
 def _kind(error: Exception) -> type[InfraError]:
@@ -142,13 +178,15 @@ class Zygote:
         with self._lock:
             dead = [self.dead.popleft() for _ in range(len(self.dead))]
             data = json.dumps({**message, "dead": dead}).encode()
+            seconds = patience(REQUEST_SECONDS)
             try:
-                self.control.settimeout(REQUEST_SECONDS)
+                self.control.settimeout(seconds)
                 socket.send_fds(self.control, [data], fds)
                 return _receive(self.control)
             except OSError as error:
                 self.close()
-                text = f"the interpreter process does not answer: {error}"
+                said = _said(error, seconds, "it said nothing")
+                text = f"the interpreter process does not answer: {said}"
                 raise _kind(error)(text) from error
             except InfraError:
                 raise

@@ -19,11 +19,13 @@ from typing import Any
 from mathenv.errors import ConfigError, InfraError
 from mathenv.interpreter.base import RESTARTED, ForkError, Limits
 from mathenv.interpreter.launcher import (
+    PATIENCE,
     REQUEST_SECONDS,
     START_SECONDS,
     Launcher,
     SlowStartError,
     Zygote,
+    patience,
 )
 from mathenv.interpreter.output import OutputBuffer, clean, clip
 from mathenv.interpreter.process import MAX_FRAME, End, Process
@@ -371,14 +373,18 @@ def _try_cell(launcher: Launcher, limits: Limits) -> None:
         process = Process.start(zygote, limits, 0)
         try:
             process.send({"nonce": "", "code": "1 + 1"})
-            deadline = time.monotonic() + REQUEST_SECONDS
+            seconds = patience(REQUEST_SECONDS)
+            deadline = time.monotonic() + seconds
             reply = process.receive(deadline, OutputBuffer(1000), 1 << 20)
         finally:
             process.kill()
     finally:
         zygote.close()
     if reply is End.LATE:
-        raise SlowStartError("1 + 1 took too long")
+        raise SlowStartError(
+            f"the sandbox's first cell, 1 + 1, took longer than {seconds:.0f} s: this machine is "
+            f"busy ({PATIENCE} waits longer)"
+        )
     if not isinstance(reply, dict) or reply.get("text") != "2":
         raise InfraError(f"1 + 1 gave {reply}")
 

@@ -19,7 +19,14 @@ from typing import Any
 
 from mathenv.errors import InfraError, MathEnvError
 from mathenv.interpreter.base import ForkError, Limits
-from mathenv.interpreter.launcher import REQUEST_SECONDS, SlowStartError, Zygote, remove_folder
+from mathenv.interpreter.launcher import (
+    PATIENCE,
+    REQUEST_SECONDS,
+    SlowStartError,
+    Zygote,
+    patience,
+    remove_folder,
+)
 from mathenv.interpreter.output import OutputBuffer, clean
 
 FORK_SECONDS = 15.0
@@ -140,13 +147,15 @@ class Process:
         self._poll.register(self.output, select.POLLIN)
 
     def _wait_until_ready(self, failure: type[MathEnvError] = InfraError) -> None:
-        reply = self.receive(time.monotonic() + REQUEST_SECONDS, OutputBuffer(1000), 1 << 20)
+        seconds = patience(REQUEST_SECONDS)
+        reply = self.receive(time.monotonic() + seconds, OutputBuffer(1000), 1 << 20)
         if isinstance(reply, dict) and "ready" in reply:
             return
         said = reply.get("setup_error") if isinstance(reply, dict) else reply.value
         detail = clean(said)[:500] if isinstance(said, str) else "an unreadable reply"
         if reply is End.LATE and failure is InfraError:
             failure = SlowStartError
+            detail = f"not ready within {seconds:.0f} s on this busy machine ({PATIENCE}=4: longer)"
         raise failure(f"the session could not be set up: {detail}")
 
     def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:

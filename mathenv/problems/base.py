@@ -12,10 +12,12 @@ import importlib
 import importlib.metadata
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
-from mathenv.errors import ConfigError, DataError
+from mathenv.errors import ConfigError, DataError, did_you_mean, install_hint
+from mathenv.hub import offline, reachable
 from mathenv.problems.files import KINDS, SUFFIXES, Row, read_file
 from mathenv.types import Problem
 
@@ -63,8 +65,8 @@ def find_source(name: str) -> ProblemSource:
         source: ProblemSource = entry.load()
         return source
     raise ConfigError(
-        f"unknown problem source {name!r}: use one of {', '.join(problem_sources())}, "
-        f"or the path of {KINDS} or of a folder with <split>.jsonl"
+        f"unknown problem source {name!r}{did_you_mean(name, problem_sources())}: use one of "
+        f"{', '.join(problem_sources())}, or the path of {KINDS} or of a folder with <split>.jsonl"
     )
 
 
@@ -143,11 +145,15 @@ def read_dataset(location: str, config: str, split: str, **options: Any) -> Iter
         datasets = importlib.import_module("datasets")
     except ImportError as error:
         raise ConfigError(
-            f"reading {location} needs the package `datasets`: pip install 'mathenv[data]', "
+            f"reading {location} needs the package `datasets`: {install_hint('data')}, "
             "or pass data= with a local .jsonl file or a folder with <split>.jsonl"
         ) from error
     try:
-        rows = datasets.load_dataset(location, config or None, split=split, **options)
+        # A builder's name, such as "json", comes with the places of its files.
+        known = "data_files" in options or Path(location).exists()
+        known = known or reachable(location, "dataset")
+        with nullcontext() if known else offline():
+            rows = datasets.load_dataset(location, config or None, split=split, **options)
     except (OSError, ValueError) as error:  # datasets' own errors derive from these two
         raise ConfigError(
             f"cannot load split {split!r} of {location} (config {config!r}): {error}. "

@@ -10,7 +10,7 @@ from agents.convert import Converter
 from agents.models.transformers import load_tokenizer
 from agents.rendering import ChatRenderer
 from benchmarks.cli import main
-from benchmarks.commands.train import tokenized
+from benchmarks.work.train import tokenized
 from learners.learner import LearnerConfig, make_learner
 from mathenv.env import MathToolEnv
 from mathenv.errors import DataError

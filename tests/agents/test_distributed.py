@@ -118,7 +118,7 @@ def test_clusters_that_cannot_be_are_refused(wrong):
 def cluster():
     if "ray" not in os.environ.get("MATHENV_TEST_ENGINES", "").split(","):
         pytest.skip("set MATHENV_TEST_ENGINES=ray to test on a real Ray cluster")
-    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'mathenv[ray]'")
+    ray = pytest.importorskip("ray", reason="needs Ray: pip install -e .[ray]")
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it

@@ -37,7 +37,7 @@ PROBLEMS = 100
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm_the_error_says_what_to_install(tiny):
-    with pytest.raises(ConfigError, match=r"needs the package vllm: pip install 'mathenv\[vllm\]'"):
+    with pytest.raises(ConfigError, match=r'needs the package vllm: pip install -e "\.\[vllm\]"'):
         VLLMModel.load(tiny)
 
 

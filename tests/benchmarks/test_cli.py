@@ -216,7 +216,7 @@ def test_without_torch_the_extra_is_named(words: list[str], tmp_path: Path) -> N
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2, done.stderr
-    assert "pip install 'mathenv[train]'" in done.stderr
+    assert 'pip install -e ".[train]"' in done.stderr
     assert done.stderr.count("\n") == 1
 
 

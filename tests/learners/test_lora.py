@@ -454,9 +454,9 @@ def test_a_missing_peft_is_named_before_a_run_and_is_not_needed_for_a_plan(monke
     recipe = load_recipe("tiny")
     preflight.require(recipe)
     adapted = replace(recipe, sft=replace(recipe.sft, lora=ADAPTERS))
-    with pytest.raises(ConfigError, match=r"pip install 'mathenv\[lora\]'"):
+    with pytest.raises(ConfigError, match=r'pip install -e "\.\[lora\]"'):
         preflight.require(adapted)
-    with pytest.raises(ConfigError, match=r"pip install 'mathenv\[lora\]'"):
+    with pytest.raises(ConfigError, match=r'pip install -e "\.\[lora\]"'):
         load_trained(policy, None, ADAPTERS)
     make_plan(adapted, 1, DEVICES["H100-80G"])
 

@@ -13,9 +13,9 @@ from learners import (
     learner_names,
     make_learner,
     register_learner,
+    registry,
     settings_type,
 )
-from learners import learner as registry
 from learners.recipe import load_recipe
 from learners.sft import SFT
 from mathenv.errors import ConfigError
@@ -143,3 +143,10 @@ def test_swapping_the_learner_of_a_recipe_is_one_word(tmp_path):
         path.write_text(text.replace('learner = "mdpo"', f'learner = "{name}"'))
         recipe = load_recipe(path)
         assert make_learner(recipe.learner).name == name
+
+
+@pytest.mark.parametrize("name", sorted(registry.OURS))
+def test_settings_known_without_import_are_those_of_the_learner(name: str) -> None:
+    assert make_learner(name).config == settings_type(name)()
+    assert make_learner(name).name == name
+    assert getattr(registry.find_factory(name), "Config", LearnerConfig) is settings_type(name)

@@ -109,6 +109,22 @@ def test_the_dockerfile_pins_what_the_tests_run_with():
         assert f" {package}=={version(package)}" in text
 
 
+def test_an_error_of_any_container_is_raised_not_only_of_the_first():
+    class Slot:
+        def __init__(self, error: str = "") -> None:
+            self.hello, self.error = {"description": {"tier": "seccomp"}}, error
+
+        def container(self):
+            if self.error:
+                raise InfraError(self.error)
+            return self
+
+    slots = [Slot(), Slot(), Slot("no room for the third")]
+    assert docker._start_all(slots[:2], "image", "sha256:1")["tier"] == "seccomp"
+    with pytest.raises(InfraError, match="no room for the third"):
+        docker._start_all(slots, "image", "sha256:1")
+
+
 # --- with one
 
 

@@ -1,5 +1,6 @@
 """What a cell's author sees: state, echo, output, errors, limits."""
 
+import os
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ import pytest
 from mathenv.errors import ConfigError, InfraError
 from mathenv.interpreter import Interpreter, Limits, LocalInterpreter, Session
 from mathenv.interpreter.base import RESTARTED
+from mathenv.interpreter.launcher import patience
 from mathenv.types import ExecutionStatus
 
 
@@ -327,8 +329,32 @@ def test_error_reports_name_no_folder_of_this_machine(session):
 
 def test_a_start_that_takes_too_long_does_not_choose_a_weaker_tier(monkeypatch):
     monkeypatch.setattr("mathenv.interpreter.launcher.START_SECONDS", 0.001)
-    with pytest.raises(InfraError, match="timed out"):
+    said = r"the sandbox of tier \w+ did not start within 0 s.*MATHENV_PATIENCE=4"
+    with pytest.raises(InfraError, match=said):
         LocalInterpreter()
+
+
+@pytest.mark.parametrize(
+    ("told", "load", "seconds"),
+    [
+        ("1", 0.5, 30.0),
+        ("4", 0.5, 120.0),
+        ("1", 3.0, 90.0),
+        ("0.5", 3.0, 45.0),
+        ("1", 500.0, 600.0),
+    ],
+)
+def test_patience_grows_with_the_load_and_the_setting(monkeypatch, told, load, seconds):
+    monkeypatch.setenv("MATHENV_PATIENCE", told)
+    monkeypatch.setattr("os.getloadavg", lambda: (load * os.cpu_count(), 0.0, 0.0))
+    assert patience(30.0) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("told", ["", "soon", "0", "-1", "inf", "nan"])
+def test_a_patience_that_is_none_is_named(monkeypatch, told):
+    monkeypatch.setenv("MATHENV_PATIENCE", told)
+    with pytest.raises(ConfigError, match="MATHENV_PATIENCE is a factor"):
+        patience(30.0)
 
 
 def test_closed_session_and_bad_arguments(interpreter):

@@ -104,7 +104,7 @@ else:
 
 def test_without_datasets_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ConfigError, match=r"mathenv\[data\].*data="):
+    with pytest.raises(ConfigError, match=r'pip install -e "\.\[data\]".*data='):
         load_problems("gsm8k")
 
 

@@ -1,0 +1,34 @@
+"""What `mathenv ablate` does."""
+
+from __future__ import annotations
+
+from benchmarks.ablation.page import write_pages
+from benchmarks.ablation.run import run_all
+from benchmarks.ablation.variants import QUICK, Sizes, base_recipe, chosen
+from benchmarks.commands.ablate import Ablate
+from benchmarks.console import ResultConsole
+from benchmarks.learning import LearningReporter
+from mathenv.errors import ConfigError
+
+
+def run(command: Ablate) -> None:
+    """Run or resume, then write the pages."""
+    console = ResultConsole()
+    if command.page is not None:
+        console.say(f"written: {', '.join(map(str, write_pages(command.out, command.page)))}")
+        return
+    if command.threads < 1:
+        raise ConfigError(f"--threads must be at least 1, not {command.threads}")
+    seeds = command.seeds or ((0,) if command.quick else (0, 1, 2))
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ConfigError("--seeds are different numbers from 0 on")
+    sizes = QUICK if command.quick else Sizes()
+    variants = chosen(command.only)
+    recipe = base_recipe(sizes, quick=command.quick, threads=command.threads)
+    page = command.out / "ablations.md"
+
+    def report() -> None:
+        write_pages(command.out, page)
+
+    run_all(variants, recipe, sizes, seeds, command.out, LearningReporter(), report, command.sft)
+    console.say(f"written: {page}, {page.with_suffix('.html')}")

@@ -1,0 +1,75 @@
+"""What `mathenv iterate` and `mathenv demo` do."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.commands.iterate import Demo, Iterate
+from benchmarks.console import ResultConsole
+from benchmarks.experiment import LearnerRun, run_experiment
+from benchmarks.learning import LearningReporter
+from benchmarks.report import stage_rows, stage_table
+from benchmarks.tracking import WandbReporter, check_login
+from benchmarks.transcript import compare, improved
+from learners.learner import make_learner
+from learners.preflight import require
+from learners.recipe import Recipe
+from learners.reporter import Reporter
+
+
+def run(command: Iterate) -> None:
+    """Run or resume, print the final table and where everything is."""
+    started = time.monotonic()
+    learners = command.learners or (command.settings.learner,)
+    for name in learners:
+        make_learner(name)  # a wrong name is an error now, not after an hour
+    recipe = _recipe(command)
+    if command.wandb:
+        check_login()
+    require(recipe)
+    seeds = command.seeds or (recipe.seed,)
+    reporter: Reporter = LearningReporter()
+    if command.wandb:
+        reporter = WandbReporter(reporter, command.out, recipe)
+    runs = run_experiment(recipe, command.out, learners, seeds, reporter)
+    if isinstance(reporter, WandbReporter):
+        reporter.close()
+    _show(runs, command.out, time.monotonic() - started)
+
+
+def demo(command: Demo) -> None:
+    """Run or resume the demo."""
+    iterate = Iterate(
+        out=command.out,
+        seeds=(command.seed,),
+        interpreter=command.interpreter,
+        min_tier=command.min_tier,
+        wandb=command.wandb,
+    )
+    run(iterate)
+
+
+def _recipe(command: Iterate) -> Recipe:
+    iterate = command.settings.iterate
+    iterate = replace(
+        iterate,
+        interpreter=command.interpreter or iterate.interpreter,
+        min_tier=command.min_tier or iterate.min_tier,
+    )
+    return replace(command.settings, iterate=iterate)
+
+
+def _show(runs: list[LearnerRun], out: Path, seconds: float) -> None:
+    console = ResultConsole()
+    pairs = improved(runs[0].stages[0][1], runs[0].stages[-1][1])
+    if pairs:
+        console.print(compare(*pairs[0]))
+    for run in runs:
+        title = f"{run.learner}, seed {run.seed}: greedy pass@1 on the test problems"
+        console.print(stage_table(stage_rows(run.stages), title))
+    console.print(
+        f"{seconds:.0f} s. In {out}: report.html, results.md, results.json, curve.png",
+        highlight=False,
+    )

@@ -1,0 +1,102 @@
+"""Learners by name: ours, installed ones and those of the running program.
+
+Names and settings of ours are known without importing what computes with torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple, TypeVar
+
+from learners.settings import (
+    DMPOConfig,
+    GRPOConfig,
+    KTOConfig,
+    LearnerConfig,
+    SimPOConfig,
+    StepDPOConfig,
+)
+from mathenv.errors import ConfigError, did_you_mean
+
+ENTRY_POINT_GROUP = "mathenv.learners"
+
+Factory = Callable[..., Any]  # of a `learners.learner.Learner`
+_FactoryT = TypeVar("_FactoryT", bound=Factory)
+
+
+class _Ours(NamedTuple):
+    """Where a learner of ours is, MODULE:CLASS, and its settings."""
+
+    place: str
+    settings: type[LearnerConfig] = LearnerConfig
+
+
+OURS = {
+    "mdpo": _Ours("learners.dpo:MultiTurnDPO"),
+    "dpo": _Ours("learners.dpo:SingleTurnDPO"),
+    "mkto": _Ours("learners.kto:MultiTurnKTO", KTOConfig),
+    "kto": _Ours("learners.kto:SingleTurnKTO", KTOConfig),
+    "ipo": _Ours("learners.ipo:IPO"),
+    "simpo": _Ours("learners.simpo:SimPO", SimPOConfig),
+    "dmpo": _Ours("learners.dmpo:DMPO", DMPOConfig),
+    "stepdpo": _Ours("learners.stepdpo:StepDPO", StepDPOConfig),
+    "grpo": _Ours("learners.grpo:GRPO", GRPOConfig),
+    "raft": _Ours("learners.raft:RAFT"),
+    "sft": _Ours("learners.sft:SFT"),
+}
+_REGISTRY: dict[str, Factory] = {}
+
+
+def register_learner(name: str) -> Callable[[_FactoryT], _FactoryT]:
+    """Register a learner class or factory under a name (decorator).
+
+    It is called with its settings, a `LearnerConfig` or, where it has an attribute
+    `Config`, that subclass.
+    """
+
+    def add(factory: _FactoryT) -> _FactoryT:
+        _REGISTRY[name] = factory
+        return factory
+
+    return add
+
+
+def learner_names() -> tuple[str, ...]:
+    """Names that `make_learner` knows, third parties' included."""
+    installed = (entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))
+    return tuple(sorted({*OURS, *_REGISTRY, *installed}))
+
+
+def settings_type(name: str) -> type[LearnerConfig]:
+    """Return the dataclass of a learner's settings: `LearnerConfig` or its own subclass.
+
+    Raises:
+        ConfigError: no learner has this name.
+    """
+    if name in OURS and name not in _REGISTRY:  # without importing it
+        return OURS[name].settings
+    found: type[LearnerConfig] = getattr(find_factory(name), "Config", LearnerConfig)
+    return found
+
+
+def find_factory(name: str) -> Factory:
+    """Return what makes a learner of its settings.
+
+    Raises:
+        ConfigError: no learner has this name.
+    """
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    if name in OURS:
+        module, _, learner = OURS[name].place.partition(":")
+        ours: Factory = getattr(import_module(module), learner)
+        return ours
+    for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        found: Factory = entry.load()
+        return found
+    raise ConfigError(
+        f"no learner is called {name!r}{did_you_mean(name, learner_names())}; there are "
+        f"{', '.join(learner_names())}"
+    )
