@@ -26,19 +26,20 @@ from agents.models.transformers import load_tokenizer
 from agents.rollout import CollectConfig, collect
 from agents.scripted import OracleAgent
 from agents.tiny import make_tiny
-from learners.checkpoint import drop_state, step_folders
+from learners.checkpoint import drop_state, replace_file, seal, step_folders, writing
 from learners.iterate import Data, IterationResult, Method, iterate
 from learners.learner import make_learner
 from learners.recipe import ProblemsConfig, Recipe, structured
 from learners.reporter import Reporter
 from learners.train import Stage, train
 from mathenv.env import shared_interpreter
-from mathenv.errors import ConfigError
+from mathenv.errors import ConfigError, DataError
 from mathenv.grading import STRICT
 from mathenv.interpreter import Interpreter, Limits
+from mathenv.locking import hold
 from mathenv.manifest import environment
 from mathenv.problems import load_problems
-from mathenv.store import TrajectoryStore, read_trajectories, write_atomic
+from mathenv.store import TrajectoryStore, read_object, read_trajectories, write_atomic
 from mathenv.types import Problem, Trajectory
 
 
@@ -115,7 +116,8 @@ def prepare(run: Path, recipe: Recipe) -> None:
     wanted = json.loads(json.dumps({**asdict(recipe), "learner": "any"}))
     if file.exists():
         # What an earlier version did not know of was as its default is now.
-        stored = structured(json.loads(file.read_text())["recipe"], Recipe, file)
+        remedy = f"restore it from a copy, or remove {run} and begin again"
+        stored = structured(read_object(file, remedy).get("recipe", {}), Recipe, file)
         found = json.loads(json.dumps(asdict(stored)))
         changed = sorted(k for k in wanted if found.get(k) != wanted[k])
         if changed:
@@ -135,6 +137,11 @@ def prepare(run: Path, recipe: Recipe) -> None:
 
 def fine_tune(run: Path, recipe: Recipe, sets: ProblemSets, reporter: Reporter) -> Start:
     """Make the base model, write demonstrations through the interpreter, and run SFT."""
+    with hold(run), writing(run):
+        return _fine_tune(run, recipe, sets, reporter)
+
+
+def _fine_tune(run: Path, recipe: Recipe, sets: ProblemSets, reporter: Reporter) -> Start:
     base = _base(run, recipe)
     folder = run / "sft"
     demonstrations = _demonstrations(folder, base, sets.demonstrations, recipe, reporter)
@@ -147,6 +154,11 @@ def fine_tune(run: Path, recipe: Recipe, sets: ProblemSets, reporter: Reporter) 
             train(learner, examples, recipe.sft, stage, on_step=advance)
             write_atomic(done, "")
     checkpoints = [path for _, path in step_folders(folder / "train")]
+    if not checkpoints:
+        raise DataError(
+            f"{done} says that this stage is finished, but {folder / 'train'} holds no checkpoint: "
+            f"remove {done} to train it again"
+        )
     # After `done` is written: a run killed in between must not find states half dropped.
     for path in checkpoints:
         drop_state(path)
@@ -182,13 +194,14 @@ def _base(run: Path, recipe: Recipe) -> Path:
     base = run / "base"
     if not base.exists():
         partial = make_tiny(run / ".base.partial", config=recipe.tiny, seed=recipe.seed)
+        seal(partial)
         partial.rename(base)
     return base
 
 
 def _write_template(checkpoint: Path, dialect: str) -> None:
     """Make a dialect the checkpoint's own, and so its descendants', for servers and reports."""
-    write_atomic(checkpoint / "chat_template.jinja", find_dialect(dialect).template)
+    replace_file(checkpoint, "chat_template.jinja", find_dialect(dialect).template)
 
 
 def _demonstrations(
