@@ -33,6 +33,7 @@ from mathenv.grading import grade
 from mathenv.grading.policy import STRICT, GradePolicy, find_policy
 from mathenv.grading.validate import self_mismatches
 from mathenv.interpreter import Interpreter, Limits
+from mathenv.locking import hold
 from mathenv.manifest import environment
 from mathenv.store import TrajectoryStore, write_atomic
 from mathenv.types import GradeStatus, Problem, StopReason, Trajectory
@@ -73,7 +74,8 @@ def run_bench(
         details: what else identifies the agent, e.g. a hash of its weights.
 
     Raises:
-        ConfigError: `out` holds a run with other settings, or an argument is wrong.
+        ConfigError: `out` holds a run with other settings, another process plays there, or an
+            argument is wrong.
         InfraError: most of the episodes failed in the machinery.
     """
     if samples < 1:
@@ -88,32 +90,37 @@ def run_bench(
         "horizon": horizon,
         "agent": {**describe_agent(player), **(details or {})},
     }
-    claim(out, config)
-    if isinstance(interpreter, str):
-        interpreter = shared_interpreter(interpreter, Limits())
-    started = time.monotonic()
-    chosen = find_policy(policy)
-    if not _scored_otherwise(out, chosen):
-        with TrajectoryStore(out) as store:
-            report = None if progress is None else (lambda _, done, total: progress(done, total))
-            members = [WeightedAgent(player, samples)]
-            collect(members, problems, store, settings, interpreter=interpreter, progress=report)
-    result = BenchResult(
-        suite=suite.name,
-        agent=player.name,
-        metrics=summarize(regraded(read_collected(out), chosen), seed=seed),
-        mismatches=_mismatches(problems),
-        config=config,
-        policy=chosen.record(),
-        environment={**environment(), "interpreter": dict(interpreter.description)},
-        published=suite.published,
-        suite_size=suite.size,
-        seconds=round(time.monotonic() - started, 1),
-        out=out,
-    )
-    write_result(result)
-    write_atomic(out / "results.md", bench_markdown(result))
-    write_atomic(out / "results.tex", bench_latex([result]))
+    with hold(out):
+        claim(out, config)
+        if isinstance(interpreter, str):
+            interpreter = shared_interpreter(interpreter, Limits())
+        started = time.monotonic()
+        chosen = find_policy(policy)
+        if not _scored_otherwise(out, chosen):
+            with TrajectoryStore(out) as store:
+                report = (
+                    None if progress is None else (lambda _, done, total: progress(done, total))
+                )
+                members = [WeightedAgent(player, samples)]
+                collect(
+                    members, problems, store, settings, interpreter=interpreter, progress=report
+                )
+        result = BenchResult(
+            suite=suite.name,
+            agent=player.name,
+            metrics=summarize(regraded(read_collected(out), chosen), seed=seed),
+            mismatches=_mismatches(problems),
+            config=config,
+            policy=chosen.record(),
+            environment={**environment(), "interpreter": dict(interpreter.description)},
+            published=suite.published,
+            suite_size=suite.size,
+            seconds=round(time.monotonic() - started, 1),
+            out=out,
+        )
+        write_result(result)
+        write_atomic(out / "results.md", bench_markdown(result))
+        write_atomic(out / "results.tex", bench_latex([result]))
     return result
 
 

@@ -26,12 +26,20 @@ from agents.models.transformers import load_tokenizer
 from agents.rollout import CollectConfig, collect
 from agents.scripted import OracleAgent
 from agents.tiny import make_tiny
-from learners.checkpoint import drop_state, replace_file, seal, step_folders, writing
+from learners.checkpoint import (
+    check_finished,
+    drop_state,
+    read_manifest,
+    replace_file,
+    seal,
+    step_folders,
+    writing,
+)
 from learners.iterate import Data, IterationResult, Method, iterate
 from learners.learner import make_learner
 from learners.recipe import ProblemsConfig, Recipe, structured
 from learners.reporter import Reporter
-from learners.train import Stage, train
+from learners.train import Stage, data_hash, train
 from mathenv.env import shared_interpreter
 from mathenv.errors import ConfigError, DataError
 from mathenv.grading import STRICT
@@ -159,6 +167,13 @@ def _fine_tune(run: Path, recipe: Recipe, sets: ProblemSets, reporter: Reporter)
             f"{done} says that this stage is finished, but {folder / 'train'} holds no checkpoint: "
             f"remove {done} to train it again"
         )
+    trained_on = read_manifest(checkpoints[-1]).get("data")
+    if trained_on not in (None, data_hash(examples)):
+        raise DataError(
+            f"{recipe.problems.demonstration_file or folder / 'demonstrations.jsonl'} no longer "
+            "holds the demonstrations that SFT was trained on: restore it from a copy, or remove "
+            f"{folder} to make and train them again"
+        )
     # After `done` is written: a run killed in between must not find states half dropped.
     for path in checkpoints:
         drop_state(path)
@@ -196,6 +211,7 @@ def _base(run: Path, recipe: Recipe) -> Path:
         partial = make_tiny(run / ".base.partial", config=recipe.tiny, seed=recipe.seed)
         seal(partial)
         partial.rename(base)
+    check_finished(base)
     return base
 
 

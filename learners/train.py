@@ -116,7 +116,7 @@ def _train(
     on_step: OnStep | None,
 ) -> None:
     steps = count_steps(len(examples), config)
-    run = _Run(learner, config, stage, steps, _hash(examples), Devices())
+    run = _Run(learner, config, stage, steps, data_hash(examples), Devices())
     run.check(examples)
     frozen = run.frozen(examples) if run.done < steps else Frozen()
     saves = save_steps(steps, config.checkpoints)
@@ -393,7 +393,8 @@ def _name(policy: Path | None) -> str | None:
     return None if policy is None else "/".join(policy.parts[-3:])
 
 
-def _hash(examples: Sequence[Example]) -> str:
+def data_hash(examples: Sequence[Example]) -> str:
+    """Return what a checkpoint's manifest calls `data`: a hash of all that was trained on."""
     digest = hashlib.sha256()
     for example in examples:
         for sample in example.samples:

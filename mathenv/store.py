@@ -131,7 +131,10 @@ def read_trajectories(path: str | os.PathLike[str]) -> Iterator[Trajectory]:
             try:
                 trajectory = from_json(json.loads(line))
             except (DataError, ValueError) as error:
-                raise DataError(f"{file}:{number}: {error}") from None
+                raise DataError(
+                    f"{file}:{number}: {error}. Restore the file from a copy, or remove that line: "
+                    "a run that goes on plays the episode again"
+                ) from None
             first = seen.setdefault(trajectory.key, number)
             if first != number:
                 raise DataError(

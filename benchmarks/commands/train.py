@@ -15,6 +15,7 @@ from agents.policy import RenderOptions
 from benchmarks.console import ResultConsole
 from benchmarks.learning import LearningReporter
 from benchmarks.tracking import WandbReporter
+from learners.checkpoint import writing
 from learners.learner import (
     Learner,
     LearnerConfig,
@@ -23,6 +24,7 @@ from learners.learner import (
     settings_type,
 )
 from learners.parallel import Devices
+from learners.preferences import Example, Selection, why_none
 from learners.reporter import Reporter
 from learners.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError, TrainingError
@@ -87,6 +89,17 @@ class TrainCommand:
         trajectories = tokenized(_distinct(stored), learner, self.policy, self.dialect)
         examples, selection = learner.examples(trajectories, seed=self.seed)
         devices = Devices()
+        with devices.holding(self.out), writing(self.out):
+            self._train(learner, examples, selection, devices)
+        devices.close()
+
+    def _train(
+        self,
+        learner: Learner,
+        examples: Sequence[Example],
+        selection: Selection,
+        devices: Devices,
+    ) -> None:
         reporter: Reporter = LearningReporter() if devices.is_main else Reporter()
         if self.wandb and devices.is_main:
             reporter = WandbReporter(reporter, self.out, self)
@@ -95,6 +108,8 @@ class TrainCommand:
         if devices.is_main:
             record = {"counts": counts, "provenance": selection.provenance}
             write_atomic(self.out / "selection.json", json.dumps(record, indent=1) + "\n")
+        if not examples:
+            raise TrainingError(why_none(self.learner, selection, learner.config.pairs))
         reference = (self.reference or self.policy) if learner.uses_reference else None
         stage = Stage(self.policy, self.out, reference, self.seed)
         with reporter.stage("train", None, "steps") as advance:
@@ -105,7 +120,6 @@ class TrainCommand:
             console = ResultConsole()
             for path in checkpoints:
                 console.say(path)
-        devices.close()
 
 
 def tokenized(
