@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
@@ -25,7 +25,7 @@ from mathenv.notices import notice
 LOCK_NAME = ".lock"
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 # A holder writes down who it is right after it got the lock; one who asks meanwhile waits.
-_TRIES, _PAUSE_SECONDS = 10, 0.02
+_TRIES, _PAUSE_SECONDS = 5, 0.01
 
 # What this thread of execution holds: a command locks its folder, and so does what it calls.
 _HELD: ContextVar[frozenset[Path]] = ContextVar("_HELD", default=frozenset())
@@ -64,19 +64,33 @@ def hold(folder: str | os.PathLike[str]) -> Iterator[None]:
     if place in _HELD.get():
         yield
         return
-    with _open(Path(folder)) as stream:
-        if not lock_file(stream):
-            raise ConfigError(
-                f"{folder} is in use by {_holder(stream)}: two runs in one folder would damage "
-                "each other's files. Wait for that one, stop it, or choose another folder"
-            )
+    with _locked(Path(folder)) as stream:
         _sign(stream)
         token = _HELD.set(_HELD.get() | {place})
         try:
             yield
         finally:
             _HELD.reset(token)
-            stream.truncate(0)
+            (place / LOCK_NAME).unlink(missing_ok=True)
+
+
+def _locked(folder: Path) -> BinaryIO:
+    while True:
+        stream = _open(folder)
+        try:
+            if not lock_file(stream):
+                raise ConfigError(
+                    f"{folder} is in use by {_holder(stream)}: two runs in one folder would "
+                    "damage each other's files. Wait for that one, stop it, or choose another "
+                    "folder"
+                )
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(stream.fileno()), os.stat(stream.name)):
+                    return stream
+        except BaseException:
+            stream.close()
+            raise
+        stream.close()  # whoever held it has just removed this file, and a new one counts
 
 
 def _open(folder: Path) -> BinaryIO:
