@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 
 from learners.lora import has_adapters, save_merged
-from mathenv.errors import DataError, InfraError
+from mathenv.errors import DataError, InfraError, MathEnvError
 from mathenv.store import read_object, sync_folder, write_atomic
 
 _STATE = "trainer.pt"
@@ -35,8 +35,8 @@ _ERRNOS = frozenset(
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "EACCES", "EPERM", "ENOTDIR")
 )
-# What torch and the Rust libraries say where a file cannot be written, in errors of any type.
-_WRITE_FAILED = ("inline_container", "PytorchStreamWriter", "os error")
+# What torch says in errors of no special type where a file cannot be written.
+_TORCH_WRITER = ("inline_container", "PytorchStreamWriter")
 
 
 def save_checkpoint(
@@ -99,23 +99,29 @@ def writing(path: Path) -> Iterator[None]:
         reason = _write_error(error)
         if reason is None:
             raise
-        whole = ", ".join(p.name for _, p in step_folders(path.parent)) or "none"
+        whole = [p.name for _, p in step_folders(path) or step_folders(path.parent)]
+        kept = f"; finished checkpoints are kept: {', '.join(whole)}" if whole else ""
         raise InfraError(
             f"{path} could not be written: {reason}. Make room, or make it writable, and give the "
-            f"same command again; finished checkpoints beside it, which are kept: {whole}"
+            f"same command again{kept}"
         ) from error
 
 
 def _write_error(error: Exception) -> str | None:
     """Return why a file could not be written; None for errors of other kinds."""
+    if isinstance(error, MathEnvError):  # told already
+        return None
     if isinstance(error, OSError):
         return (error.strerror or str(error)) if error.errno in _ERRNOS else None
     cause = error.__context__
     if isinstance(cause, OSError) and cause.errno in _ERRNOS:  # torch tells what came after it
         return cause.strerror or str(cause)
     text = str(error)
-    failed = isinstance(error, SafetensorError) or any(sign in text for sign in _WRITE_FAILED)
-    return text.partition("\n")[0] if failed else None
+    if isinstance(error, SafetensorError) or "os error" in text:  # the system's words are in it
+        return text.partition("\n")[0]
+    if any(sign in text for sign in _TORCH_WRITER):
+        return "not all of it could be written, as on a full disk"
+    return None
 
 
 def seal(folder: Path) -> None:
