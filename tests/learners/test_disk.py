@@ -134,9 +134,10 @@ def test_a_disk_that_becomes_read_only_or_breaks(
             raise OSError(number, os.strerror(number))
         real(*arguments)
 
-    with monkeypatch.context() as patched, pytest.raises(InfraError) as caught:
+    with monkeypatch.context() as patched:
         patched.setattr(torch, "save", save)
-        train(*given, CONFIG, stage)
+        with pytest.raises(InfraError) as caught:
+            train(*given, CONFIG, stage)
     checked(caught, stage.out)
     assert os.strerror(number) in str(caught.value)
     train(*given, CONFIG, stage)
