@@ -42,6 +42,12 @@ class LLMAgent:
     def name(self) -> str:
         return self._name
 
+    @property
+    def max_tokens(self) -> int:
+        """Return the most tokens of a trajectory: as asked for, or what the model has room for."""
+        context: int | None = getattr(self.model, "context", None)
+        return min(self.sampling.max_tokens, context or self.sampling.max_tokens)
+
     @asynccontextmanager
     async def episode(self, question: str, *, sample: int, seed: int) -> AsyncIterator[LLMEpisode]:
         async with self.model.session() as session:
@@ -66,7 +72,7 @@ class LLMEpisode:
             renderer.append_prompt(ledger, observation)
         else:
             renderer.append_observation(ledger, self._turn - 1, observation)
-        room = sampling.max_tokens - len(ledger.ids)
+        room = self._agent.max_tokens - len(ledger.ids)
         if room <= 0:
             if self._turn > 0:
                 ledger.cut(seen)  # the model never saw this observation

@@ -39,6 +39,8 @@ from learners.iterate import evaluate
 from learners.recipe import Recipe
 from learners.reporter import Reporter
 from learners.run import ProblemSets, Start, fine_tune, prepare, problem_sets, run_iterations
+from mathenv.files import writing
+from mathenv.locking import hold
 from mathenv.manifest import environment
 from mathenv.store import write_atomic
 from mathenv.types import Trajectory
@@ -62,8 +64,25 @@ class LearnerRun:
 def run_experiment(
     recipe: Recipe, run: Path, learners: Sequence[str], seeds: Sequence[int], reporter: Reporter
 ) -> list[LearnerRun]:
-    """Run or resume everything and write the reports into `run`."""
+    """Run or resume everything and write the reports into `run`.
+
+    Raises:
+        ConfigError: another run is in the folder, or it belongs to another recipe.
+        DataError: a file in it is damaged. InfraError: the disk is full.
+    """
     sets = problem_sets(recipe.problems)
+    with hold(run), writing(run):
+        return _run_all(recipe, run, learners, seeds, sets, reporter)
+
+
+def _run_all(
+    recipe: Recipe,
+    run: Path,
+    learners: Sequence[str],
+    seeds: Sequence[int],
+    sets: ProblemSets,
+    reporter: Reporter,
+) -> list[LearnerRun]:
     runs = []
     for seed in seeds:
         folder = run / f"seed-{seed}"

@@ -12,7 +12,7 @@ from benchmarks.metrics import Estimate, Metrics, ToolUse
 from benchmarks.suites import Published
 from mathenv.errors import ConfigError, DataError
 from mathenv.grading.policy import GradePolicy
-from mathenv.store import write_atomic
+from mathenv.store import read_object, write_atomic
 from mathenv.types import Trajectory
 
 FILE = "results.json"
@@ -85,35 +85,26 @@ def read_result(folder: Path) -> BenchResult:
         DataError: the file was written by another version, or is damaged.
     """
     file = folder / FILE
-    try:
-        row = json.loads(file.read_text())
-    except OSError:
+    if not file.exists():
         raise ConfigError(
             f"{folder} has no {FILE}: give the folder that `mathenv bench` wrote for one suite, "
             "or repeat the bench command to finish it"
-        ) from None
-    except ValueError as error:
-        raise DataError(f"{file} is damaged: {error}") from None
-    schema = row.get("schema") if isinstance(row, dict) else None
-    if schema != SCHEMA:
+        )
+    remedy = "repeat the bench command to write it again, finished episodes are kept"
+    row = read_object(file, remedy)
+    if row.get("schema") != SCHEMA:
         raise DataError(
-            f"{file} has schema {schema}, not {SCHEMA}: repeat the bench command, "
+            f"{file} has schema {row.get('schema')}, not {SCHEMA}: repeat the bench command, "
             "finished episodes are kept"
         )
-    try:
-        return _result(row, folder)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{file} is damaged ({error!r}): repeat the bench command, finished episodes are kept"
-        ) from None
-
-
-def _result(row: dict[str, Any], folder: Path) -> BenchResult:
     del row["schema"]
-    row["metrics"] = _metrics(row["metrics"])
-    row["mismatches"] = tuple(Mismatch(**mismatch) for mismatch in row["mismatches"])
-    row["published"] = tuple(Published(**number) for number in row["published"])
-    return BenchResult(**row, out=folder)
+    try:
+        row["metrics"] = _metrics(row["metrics"])
+        row["mismatches"] = tuple(Mismatch(**mismatch) for mismatch in row["mismatches"])
+        row["published"] = tuple(Published(**number) for number in row["published"])
+        return BenchResult(**row, out=folder)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{file} is damaged ({error}): {remedy}") from None
 
 
 def _metrics(row: dict[str, Any]) -> Metrics:

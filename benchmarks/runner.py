@@ -33,6 +33,7 @@ from mathenv.grading import grade
 from mathenv.grading.policy import STRICT, GradePolicy, find_policy
 from mathenv.grading.validate import self_mismatches
 from mathenv.interpreter import Interpreter, Limits
+from mathenv.locking import hold
 from mathenv.manifest import environment
 from mathenv.protocol import ProtocolName
 from mathenv.store import TrajectoryStore, write_atomic
@@ -81,7 +82,8 @@ def run_bench(
         details: what else identifies the agent, e.g. a hash of its weights.
 
     Raises:
-        ConfigError: `out` holds a run with other settings, or an argument is wrong.
+        ConfigError: `out` holds a run with other settings, another process plays there, or an
+            argument is wrong.
         InfraError: most of the episodes failed in the machinery.
     """
     if samples < 1:
@@ -108,31 +110,40 @@ def run_bench(
         interpreter = shared_interpreter(interpreter, Limits())
     started = time.monotonic()
     chosen = find_policy(policy)
-    if out is None:
-        played = play(
-            player, problems, samples, config=settings, interpreter=interpreter, progress=progress
+
+    def result_of(played: Sequence[Trajectory]) -> BenchResult:
+        trajectories = regraded(played, chosen)
+        return BenchResult(
+            suite=suite.name,
+            agent=player.name,
+            metrics=summarize(trajectories, seed=seed),
+            mismatches=_mismatches(problems),
+            config=config,
+            policy=chosen.record(),
+            environment={**environment(), "interpreter": dict(interpreter.description)},
+            published=suite.published,
+            suite_size=suite.size,
+            seconds=round(time.monotonic() - started, 1),
+            out=out,
+            trajectories=tuple(trajectories),
         )
-    else:
+
+    if out is None:
+        return result_of(
+            play(
+                player,
+                problems,
+                samples,
+                config=settings,
+                interpreter=interpreter,
+                progress=progress,
+            )
+        )
+    with hold(out):
         claim(out, config)
         if not _scored_otherwise(out, chosen):
             _collect(player, problems, samples, out, settings, interpreter, progress)
-        played = read_collected(out)
-    trajectories = regraded(played, chosen)
-    result = BenchResult(
-        suite=suite.name,
-        agent=player.name,
-        metrics=summarize(trajectories, seed=seed),
-        mismatches=_mismatches(problems),
-        config=config,
-        policy=chosen.record(),
-        environment={**environment(), "interpreter": dict(interpreter.description)},
-        published=suite.published,
-        suite_size=suite.size,
-        seconds=round(time.monotonic() - started, 1),
-        out=out,
-        trajectories=tuple(trajectories),
-    )
-    if out is not None:
+        result = result_of(read_collected(out))
         write_result(result, out)
         write_atomic(out / "results.md", bench_markdown(result))
         write_atomic(out / "results.tex", bench_latex([result]))

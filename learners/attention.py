@@ -6,20 +6,38 @@ behaves as with "sdpa" until a forward pass is given `segments`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 PACKED = "packed"
+
+
+def _varlen() -> Callable[..., Tensor] | None:
+    """Return torch's attention over sequences of different lengths, if it has what is used here.
+
+    It came with torch 2.10, windows and groups of queries later. Without it each sequence has a
+    kernel call of its own, with the same result.
+    """
+    try:
+        found = import_module("torch.nn.attention.varlen").varlen_attn
+    except (ImportError, AttributeError):
+        return None
+    known = inspect.signature(found).parameters
+    return found if known.keys() >= {"scale", "window_size", "enable_gqa"} else None
+
+
+_VARLEN = _varlen()
 
 # Decoders in which nothing but attention mixes positions, and whose attention differs by
 # sliding windows and soft-capping at most. Others are padded.
@@ -95,7 +113,8 @@ def _packed_attention(
         return _softcapped(query, key, value, mask, scaling, softcap).transpose(1, 2), None
     if segments.rows is not None:
         query, key, value = (x.index_select(2, segments.rows) for x in (query, key, value))
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and softcap is None:
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    if _VARLEN is not None and query.is_cuda and half and softcap is None:
         out = _flash(query, key, value, segments.lengths, scaling, sliding_window)
     else:
         parts = (x.split(segments.lengths, dim=2) for x in (query, key, value))
@@ -167,7 +186,8 @@ def _flash(
     ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=query.device)
     longest = max(lengths)
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    out = varlen_attn(
+    assert _VARLEN is not None
+    out = _VARLEN(
         query,
         key,
         value,
@@ -179,7 +199,6 @@ def _flash(
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    assert isinstance(out, Tensor)
     return out.transpose(0, 1)[None]
 
 

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from learners.checkpoint import read_manifest, step_folders
+from mathenv.errors import DataError
 
 # A fall of the mean chosen log-prob by this many nats is more than sharpening explains: in the
 # runs that collapsed here it fell by 50 and more.
@@ -44,7 +45,7 @@ def diagnose(
         before: reward by validation problem of the policy that the iteration began with.
         after: the same of the policy chosen. Left out: nothing is said of forgetting.
     """
-    rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+    rows = _read_rows(metrics_file)
     trained = [score for name, score in scores.items() if name != "before"]
     found = _scores(scores["before"], trained, problems)
     if before is not None and after is not None:
@@ -54,6 +55,16 @@ def diagnose(
         if max(trained) <= scores["before"]:
             found += _memorised(rows, _nll_coef(metrics_file.parent))
     return found
+
+
+def _read_rows(file: Path) -> list[dict[str, float]]:
+    try:
+        return [json.loads(line) for line in file.read_bytes().splitlines()]
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file} cannot be read or is damaged ({error}): remove {file.parent} to train again, "
+            "or put an empty file there to go on without the figures"
+        ) from None
 
 
 def _scores(before: float, trained: Sequence[float], problems: int) -> list[str]:

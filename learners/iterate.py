@@ -36,17 +36,19 @@ from agents.distributed import RayConfig, WorkerSetup, collect_with
 from agents.llm import derive_seed
 from agents.policy import load_policy
 from agents.rollout import jobs_of, read_collected
-from learners.checkpoint import drop_state, step_folders
+from learners.checkpoint import check_finished, drop_state, step_folders
 from learners.diagnose import diagnose
 from learners.learner import Learner, make_learner
-from learners.preferences import Example
+from learners.preferences import Example, why_none
 from learners.reporter import Reporter
 from learners.settings import IterateConfig, Method, ReferenceMoves
 from learners.train import Stage, train
 from mathenv.env import shared_interpreter
-from mathenv.errors import ConfigError
+from mathenv.errors import ConfigError, DataError, TrainingError
+from mathenv.files import writing
 from mathenv.interpreter import Interpreter, Limits
-from mathenv.store import TrajectoryStore, write_atomic
+from mathenv.locking import hold
+from mathenv.store import TrajectoryStore, read_object, write_atomic
 from mathenv.types import Problem, Trajectory
 
 _RESULT = "result.json"
@@ -148,27 +150,30 @@ def iterate(
     `cache` keeps log-probs of the reference, for other runs too; left out: a file in `run`.
 
     Raises:
-        ConfigError: no such learner, or too few problems for the number of iterations.
+        ConfigError: no such learner, too few problems for the number of iterations, or another
+            run is in the folder.
         TrainingError: an iteration found nothing to train on.
+        DataError: a file in the folder is damaged. StorageError: the disk is full.
     """
     cache = cache or run / "reference.sqlite"
     _check(make_learner(learner_name, method.loss), data, config)
     policies, results = Policies.start(start, previous), []
-    for number in range(1, config.iterations + 1):
-        result = run_iteration(
-            policies,
-            replace(data, prompts=_slice(data.prompts, number, config.iterations)),
-            learner_name,
-            run / f"iteration-{number}",
-            number=number,
-            method=method,
-            config=config,
-            reporter=reporter,
-            interpreter=interpreter,
-            cache=cache,
-        )
-        results.append(result)
-        policies = policies.after(result, config.reference)
+    with hold(run), writing(run):
+        for number in range(1, config.iterations + 1):
+            result = run_iteration(
+                policies,
+                replace(data, prompts=_slice(data.prompts, number, config.iterations)),
+                learner_name,
+                run / f"iteration-{number}",
+                number=number,
+                method=method,
+                config=config,
+                reporter=reporter,
+                interpreter=interpreter,
+                cache=cache,
+            )
+            results.append(result)
+            policies = policies.after(result, config.reference)
     return results
 
 
@@ -203,29 +208,36 @@ def run_iteration(
         cache: file for log-probs of the reference. Left out: `reference.sqlite` beside `folder`.
 
     Raises:
-        ConfigError: no such learner, or no validation problems or demonstrations to use.
+        ConfigError: no such learner, no validation problems or demonstrations to use, or
+            another process works in the folder.
         TrainingError: there is nothing to train on.
+        DataError: a file in the folder is damaged. StorageError: the disk is full.
     """
     method, config = method or Method(), config or IterateConfig()
     learner = make_learner(learner_name, method.loss)
     _check(learner, data, replace(config, iterations=1))
-    result = _read_result(policies, number, folder)
-    if result is None:
-        name = f"seed-{config.seed}/{learner_name}/{folder.name}"
-        place = _Place(name, folder, reporter or Reporter())
-        trajectories: Sequence[Trajectory] = data.demonstrations
-        if not learner.from_demonstrations:
-            runs_code = interpreter or config.interpreter
-            trajectories = _sample(policies, data.prompts, config, number, place, runs_code)
-        seed = config.seed * 1000 + number
-        examples = _select(learner, trajectories, seed, place)
-        cache = cache or folder.parent / "reference.sqlite"
-        stage = Stage(policies.current, folder / "train", policies.reference, seed, cache)
-        with place.reporter.stage(f"{name}/train", None, "steps") as advance:
-            checkpoints = train(learner, examples, method.train, stage, on_step=advance)
-        result = _choose(policies, checkpoints, data.validation, config, number, place)
-    for _, path in step_folders(folder / "train"):
-        drop_state(path)  # here, so that a kill after the result was written leaves none
+    name = f"seed-{config.seed}/{learner_name}/{folder.name}"
+    place = _Place(name, folder, reporter or Reporter())
+    with hold(folder), writing(folder):
+        result = _read_result(policies, number, folder)
+        if result is None:
+            for path in {policies.current, policies.previous, policies.reference}:
+                check_finished(path)
+            trajectories: Sequence[Trajectory] = data.demonstrations
+            if not learner.from_demonstrations:
+                runs_code = interpreter or config.interpreter
+                trajectories = _sample(policies, data.prompts, config, number, place, runs_code)
+            seed = config.seed * 1000 + number
+            examples = _select(learner, trajectories, seed, place)
+            cache = cache or folder.parent / "reference.sqlite"
+            stage = Stage(policies.current, folder / "train", policies.reference, seed, cache)
+            with place.reporter.stage(f"{name}/train", None, "steps") as advance:
+                checkpoints = train(learner, examples, method.train, stage, on_step=advance)
+            for path in checkpoints:
+                check_finished(path)
+            result = _choose(policies, checkpoints, data.validation, config, number, place)
+        for _, path in step_folders(folder / "train"):
+            drop_state(path)  # here, so that a kill after the result was written leaves none
     return result
 
 
@@ -292,8 +304,23 @@ def _sample(
 
 def _is_selected(folder: Path) -> bool:
     """Whether examples were chosen. A selection without any is followed by more sampling."""
+    return bool(_selected(folder))
+
+
+def _selected(folder: Path) -> list[dict[str, str]]:
+    """Return where the chosen examples came from, nothing where none were chosen yet."""
     file = folder / "selection.json"
-    return file.exists() and json.loads(file.read_text())["counts"]["examples"] > 0
+    if not file.exists():
+        return []
+    remedy = f"remove it to choose again from {folder / 'rollouts.jsonl'}"
+    found = read_object(file, remedy)
+    try:
+        counted, provenance = found["counts"]["examples"], found["provenance"]
+        if len(provenance) != counted:
+            raise ValueError("it counts other examples than it lists")
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{file} is damaged ({error}): {remedy}") from None
+    return list(provenance)
 
 
 def _select(
@@ -301,15 +328,25 @@ def _select(
 ) -> list[Example]:
     """Make training examples and write down which, and what was left out."""
     examples, selection = learner.examples(trajectories, seed=seed)
-    if not _is_selected(place.folder):
+    file = place.folder / "selection.json"
+    before = _selected(place.folder)
+    if before and before != selection.provenance:
+        raise DataError(
+            f"{file} lists other examples than {place.folder / 'rollouts.jsonl'} gives: one of "
+            "them is damaged. Restore it from a copy, or remove both and "
+            f"{place.folder / 'train'} to sample, choose and train again"
+        )
+    if not before:
         record = {"counts": selection.counts(), "provenance": selection.provenance}
-        write_atomic(place.folder / "selection.json", json.dumps(record, indent=1))
+        write_atomic(file, json.dumps(record, indent=1))
     place.reporter.say(
         f"{place.name}: {selection.examples} examples from {selection.problems_used} of "
         f"{selection.problems} problems ({selection.all_right} always right, "
         f"{selection.all_wrong} never right, {selection.excluded_infra} episodes excluded, "
         f"{selection.truncated} cut off by a token limit)"
     )
+    if not examples:
+        raise TrainingError(why_none(learner.name, selection, learner.config.pairs))
     return examples
 
 
@@ -361,16 +398,23 @@ def _read_result(policies: Policies, number: int, folder: Path) -> IterationResu
     file = folder / _RESULT
     if not file.exists():
         return None
-    row = json.loads(file.read_text())
-    best = row["policy"]
-    return IterationResult(
-        number,
-        policies.current if best == "before" else folder / "train" / best,
-        row["validation"],
-        row["validation_before"],
-        row["scores"],
-        tuple(row["warnings"]),
-    )
+    remedy = "remove it to choose again among the checkpoints of this iteration"
+    row = read_object(file, remedy)
+    try:
+        best = row["policy"]
+        result = IterationResult(
+            number,
+            policies.current if best == "before" else folder / "train" / best,
+            float(row["validation"]),
+            float(row["validation_before"]),
+            dict(row["scores"]),
+            tuple(row["warnings"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{file} is damaged ({type(error).__name__}: {error}): {remedy}") from None
+    if best != "before" and not result.policy.is_dir():
+        raise DataError(f"{file} names the policy {result.policy}, which is not there: {remedy}")
+    return result
 
 
 def _rewards(episodes: Sequence[Trajectory]) -> dict[str, float]:

@@ -3,7 +3,8 @@
 Attention sees every token; the language-model head is applied only at positions whose
 next token is a target, so observation tokens have exactly zero gradient through their
 own targets and the vocabulary-sized logits stay small. How sequences lie in memory is in
-`batching`, attention without padding in `attention`, the head in `head`.
+`batching`, attention without padding in `attention`, the head in `head`, and which models may
+go this way in `model_check`.
 """
 
 from __future__ import annotations
@@ -15,15 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learners.attention import can_pack, packed_forward, prepare
+from learners.attention import can_pack, prepare
 from learners.batching import TokenBatch, micro_batches
 from learners.head import logits_to_logps, target_logps
+from learners.model_check import head_use, hidden_at_targets
 from learners.preferences import Example, Sample
 from mathenv.errors import TrainingError
-
-# Configurations whose head does more than a matrix product. Soft-capping is applied
-# here; the others are rare and take the slow road over the model's own logits.
-_SCALED_HEADS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 
 
 def token_logps(model: Any, samples: Sequence[Sample], *, packed: bool | None = None) -> Tensor:
@@ -33,21 +31,14 @@ def token_logps(model: Any, samples: Sequence[Sample], *, packed: bool | None = 
     what `can_pack` says of the model.
     """
     prepare(model)
-    config = model.config.get_text_config()
-    if can_pack(model) if packed is None else packed:
-        batch = TokenBatch.packed(samples, model.device)
-        assert batch.positions is not None
-        assert batch.segments is not None
-        hidden = packed_forward(model, batch.ids, batch.positions, batch.segments)
-    else:
+    use = head_use(model)
+    if use.full:
         batch = TokenBatch.padded(samples, model.device)
-        if any(getattr(config, name, None) for name in _SCALED_HEADS):
-            logits = model(input_ids=batch.ids, use_cache=False).logits
-            return logits_to_logps(logits.flatten(0, 1)[batch.rows], batch.tokens)
-        hidden = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
-    softcap = getattr(config, "final_logit_softcapping", None)
-    hidden = hidden.flatten(0, 1)[batch.rows]
-    return target_logps(model.get_output_embeddings(), hidden, batch.tokens, softcap)
+        logits = model(input_ids=batch.ids, use_cache=False).logits
+        return logits_to_logps(logits.flatten(0, 1)[batch.rows], batch.tokens)
+    packed = can_pack(model) if packed is None else packed
+    hidden, tokens = hidden_at_targets(model, samples, packed)
+    return target_logps(model.get_output_embeddings(), hidden, tokens, use.softcap)
 
 
 def summed_logps(model: Any, samples: Sequence[Sample]) -> Tensor:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -167,7 +168,14 @@ def _restore(model: Any, file: Path) -> None:
     if not file.exists():
         raise DataError(f"{file} is missing: this checkpoint was not trained with LoRA")
     prefix = "base_model.model."
-    tensors = {name.removeprefix(prefix): value for name, value in load_file(file).items()}
+    try:
+        found = load_file(file)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(
+            f"{file} is damaged ({error}): remove the folder {file.parents[1]}, and the same "
+            "command goes on from the checkpoint before it"
+        ) from error
+    tensors = {name.removeprefix(prefix): value for name, value in found.items()}
     report = import_module("peft").set_peft_model_state_dict(model, tensors, _NAME)
     wrong = [*report.unexpected_keys, *(k for k in report.missing_keys if ".lora_" in k)]
     if wrong:

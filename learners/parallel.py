@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -26,9 +27,11 @@ from torch.utils.checkpoint import checkpoint
 
 from learners.attention import can_pack
 from learners.logprobs import summed_logps, token_logps
+from learners.model_check import head_use
 from learners.preferences import Example, Sample
 from learners.schedule import TrainConfig
 from mathenv.errors import ConfigError, MathEnvError
+from mathenv.locking import hold
 
 T = TypeVar("T")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -81,6 +84,22 @@ class Devices:
                 raise one
             found.append(one)
         return found
+
+    @contextmanager
+    def holding(self, folder: Path) -> Iterator[None]:
+        """Keep other runs out of a folder; the first process does it for all.
+
+        Raises:
+            ConfigError: another run is in it.
+        """
+        with ExitStack() as stack:
+
+            def lock() -> None:
+                if self.is_main:
+                    stack.enter_context(hold(folder))
+
+            self.together(lock)
+            yield
 
     def wait(self) -> None:
         """Return when every process is here."""
@@ -142,6 +161,7 @@ class Policy:
         layers = _layers(model, config)
         for layer in layers[:: config.recompute_every] if config.recompute_every else ():
             _recompute(layer)
+        head_use(model)  # while the weights are whole
         dtype = _DTYPES.get(config.precision)
         self.sharded = devices.count > 1 and shards(config)
         # What shards are gathered in, and so all is computed in; others compute in autocast.
@@ -241,7 +261,9 @@ def _check_launch(config: TrainConfig) -> None:
 def _layers(model: Any, config: TrainConfig) -> list[torch.nn.Module]:
     """Return the decoder's layers: what transformers says must not be split."""
     names = set(getattr(model, "_no_split_modules", None) or ())
-    found = [m for m in model.modules() if type(m).__name__ in names]
+    named = {n: m for n, m in model.named_modules() if type(m).__name__ in names}
+    # The outermost: some models (Mamba) name a layer's parts as well.
+    found = [m for n, m in named.items() if not any(n.startswith(f"{other}.") for other in named)]
     if not found and (config.recompute_every or shards(config)):
         raise ConfigError(
             f"{type(model).__name__} does not say what its layers are: leave out recompute_every "
@@ -265,7 +287,13 @@ def _shard(
     mesh = init_device_mesh(devices.device.type, (devices.count,))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype and torch.float32)
     for part in (*layers, module):
-        shared = fully_shard(part, mesh=mesh, mp_policy=policy)
+        try:
+            shared = fully_shard(part, mesh=mesh, mp_policy=policy)
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"{type(module.model).__name__} cannot be shared out over processes ({error}): "
+                "leave out shard, so that each has the whole model"
+            ) from error
         if devices.device.type == "cpu":
             shared.set_force_sum_reduction_for_comms(True)  # gloo has no mean
     return shared

@@ -123,6 +123,57 @@ class Selection:
         return {k: v for k, v in asdict(self).items() if k != "provenance"}
 
 
+# Why trajectories were left out, and what to do where it was most of them.
+_LEFT_OUT = {
+    "excluded_infra": (
+        "failed in the machinery, not by the model",
+        "See what failed (mathenv doctor), and sample again",
+    ),
+    "excluded_long": (
+        "are longer than pairs.max_tokens = {max_tokens}",
+        "Raise pairs.max_tokens, or sample with a lower max_tokens",
+    ),
+    "excluded_empty": ("have no turn: no token fitted", "Raise max_tokens of sampling"),
+    "excluded_truncated": (
+        "were cut off by a token limit",
+        'Raise the limit of sampling, or set truncated = "allow"',
+    ),
+    "excluded_error_winner": (
+        "are right, but their last cell failed",
+        "Set drop_error_winners = false, or sample more",
+    ),
+    "excluded_off_policy": ("were sampled by another agent", "Set `agent` to the one that sampled"),
+}
+
+
+def why_none(learner: str, selection: Selection, rules: PairRules) -> str:
+    """Return the sentence for a selection without examples: which case it was, and what to do."""
+    start = f"{learner} has nothing to train on: "
+    if not selection.trajectories:
+        return f"{start}there are no trajectories. Sample some (mathenv collect)"
+    if rules.per_problem < 1:
+        return f"{start}pairs.per_problem = {rules.per_problem} asks for no example"
+    counts = selection.counts()
+    reasons = {name: count for name in _LEFT_OUT if (count := counts[name])}
+    told = [
+        f"{count} {_LEFT_OUT[name][0].format(max_tokens=rules.max_tokens)}"
+        for name, count in reasons.items()
+    ]
+    advice = "Sample more per problem"
+    if reasons and 2 * sum(reasons.values()) >= selection.trajectories:
+        advice = _LEFT_OUT[max(reasons, key=lambda name: reasons[name])][1]
+    elif selection.all_wrong > selection.all_right:
+        advice = "Sample more per problem, take easier problems, or begin with a better policy"
+    elif selection.all_right:
+        advice = "Sample more per problem, or take harder problems"
+    return (
+        f"{start}of {selection.problems} problems {selection.all_right} were always right, "
+        f"{selection.all_wrong} never, {selection.unusable} had no trajectory that could be used; "
+        f"of {selection.trajectories} trajectories {', '.join(told) or 'none was left out'}. "
+        f"{advice}"
+    )
+
+
 def action_sample(trajectory: Trajectory) -> Sample:
     """Mask of the multi-turn learners: the model's own tokens, all turns, nothing else.
 

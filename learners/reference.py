@@ -25,17 +25,29 @@ from transformers import AutoConfig
 from transformers.utils import CONFIG_NAME, cached_file
 
 from agents.models.transformers import load_causal_lm
-from learners import attention, batching, head, logprobs
+from learners import attention, batching, head, logprobs, model_check
 from learners.attention import packs
 from learners.logprobs import evaluate_once, summed_logps, token_logps
+from learners.model_check import check_lengths
 from learners.preferences import Example, Sample
-from mathenv.errors import DataError
+from mathenv.errors import DataError, InfraError, MathEnvError
+from mathenv.notices import notice
 
 Load = Callable[[], AbstractContextManager[Any]]
 
+_DISK = frozenset(
+    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
+)
 _WEIGHTS = ("*.safetensors", "*.bin")
 # Whoever changes how log-probs are computed need not think of the cache.
-_CODE = (attention.__file__, batching.__file__, head.__file__, logprobs.__file__, __file__)
+_CODE = (
+    attention.__file__,
+    batching.__file__,
+    head.__file__,
+    logprobs.__file__,
+    model_check.__file__,
+    __file__,
+)
 
 
 class LogProbCache:
@@ -44,30 +56,41 @@ class LogProbCache:
     A kill leaves each value whole or not there. The file may be deleted at any time between
     runs: what it held is computed again.
 
+    A value that is not what was stored counts as missing, and a notice says so.
+
     Raises:
-        DataError: the file is something else, or broken.
+        DataError: the file is something else, or broken. InfraError: the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        # isolation_level: every statement is a transaction of its own.
-        self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
+        try:
+            # isolation_level: every statement is a transaction of its own.
+            self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
+        except sqlite3.OperationalError as error:
+            raise self._explained(error) from error
         try:
             self._run("CREATE TABLE IF NOT EXISTS logps (key BLOB PRIMARY KEY, value BLOB)")
-        except DataError:
+        except (DataError, InfraError):
             self.close()
             raise
 
     def get(self, key: bytes) -> Tensor | None:
-        """Return the tensor of this key, on the CPU, or None."""
+        """Return the tensor of this key, on the CPU, or None where it is not there, or damaged."""
         rows = self._run("SELECT value FROM logps WHERE key = ?", key)
-        return safetensors.torch.load(rows[0][0])["logps"] if rows else None
+        if not rows:
+            return None
+        found = _unsealed(key, rows[0][0])
+        if found is None:
+            notice(f"{self._path} holds a damaged value, which is computed again")
+        return found
 
     def put(self, key: bytes, logps: Tensor) -> None:
         """Keep a tensor. It is on file when this returns."""
         value = safetensors.torch.save({"logps": logps.detach().cpu().contiguous()})
-        self._run("INSERT OR REPLACE INTO logps VALUES (?, ?)", key, value)
+        sealed = _digest(key, value) + value
+        self._run("INSERT OR REPLACE INTO logps VALUES (?, ?)", key, sealed)
 
     def close(self) -> None:
         """Release the file. Safe to call twice."""
@@ -83,10 +106,35 @@ class LogProbCache:
         try:
             return self._database.execute(statement, values).fetchall()
         except sqlite3.DatabaseError as error:
-            raise DataError(
-                f"{self._path}: {error}. It keeps log-probs that are computed again if you "
-                "delete it, while no run uses it"
-            ) from error
+            raise self._explained(error) from error
+
+    def _explained(self, error: sqlite3.DatabaseError) -> MathEnvError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says where exactly
+        if code in _DISK:
+            return InfraError(
+                f"{self._path} could not be written or read: {error}. Make room, or make it "
+                "writable, and give the same command again"
+            )
+        return DataError(
+            f"{self._path}: {error}. It keeps log-probs that are computed again if you "
+            "delete it, while no run uses it"
+        )
+
+
+def _digest(key: bytes, value: bytes) -> bytes:
+    return hashlib.sha256(key + value).digest()
+
+
+def _unsealed(key: bytes, sealed: object) -> Tensor | None:
+    """Return a stored tensor if it is what was stored under this key."""
+    if not isinstance(sealed, bytes):
+        return None
+    size = hashlib.sha256().digest_size
+    digest, value = sealed[:size], sealed[size:]
+    if digest != _digest(key, value):
+        return None
+    found: Tensor = safetensors.torch.load(value)["logps"]
+    return found
 
 
 @torch.no_grad()
@@ -122,7 +170,10 @@ def frozen_logps(
         model = cache(partial(_enter, stack, load))
         if not policy.is_dir():  # a hub id: only once it is loaded are its files here for sure
             model()
-        packed = packs(AutoConfig.from_pretrained(policy))
+        config = AutoConfig.from_pretrained(policy)
+        every = [s for e in examples for s in (*e.samples, e.control) if s]
+        check_lengths(config, every, policy)
+        packed = packs(config)
         setting = _setting(policy, dtype, device) | {"packed": packed, "per_token": per_token}
 
         def remembered(samples: Sequence[Sample]) -> Tensor:

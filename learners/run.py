@@ -26,20 +26,29 @@ from agents.models.transformers import load_tokenizer
 from agents.rollout import CollectConfig, collect
 from agents.scripted import OracleAgent
 from agents.tiny import make_tiny
-from learners.checkpoint import drop_state, step_folders
+from learners.checkpoint import (
+    check_finished,
+    drop_state,
+    read_manifest,
+    replace_file,
+    seal,
+    step_folders,
+    writing,
+)
 from learners.iterate import Data, IterationResult, Method, iterate
 from learners.learner import make_learner
 from learners.recipe import ProblemsConfig, Recipe, stored_recipe
 from learners.reporter import Reporter
-from learners.train import Stage, train
+from learners.train import Stage, data_hash, train
 from mathenv.env import shared_interpreter
-from mathenv.errors import ConfigError
+from mathenv.errors import ConfigError, DataError
 from mathenv.grading import STRICT
 from mathenv.interpreter import Interpreter, Limits
+from mathenv.locking import hold
 from mathenv.manifest import environment
 from mathenv.problems import load_problems
 from mathenv.problems.base import split_file
-from mathenv.store import TrajectoryStore, read_trajectories, write_atomic
+from mathenv.store import TrajectoryStore, read_object, read_trajectories, write_atomic
 from mathenv.types import Problem, Trajectory
 
 
@@ -119,7 +128,8 @@ def prepare(run: Path, recipe: Recipe) -> None:
     # Learners share a folder's base and SFT, so that they start from the same policy.
     wanted = json.loads(json.dumps({**asdict(recipe), "learner": "any"}))
     if file.exists():
-        stored = stored_recipe(json.loads(file.read_text())["recipe"], file)
+        remedy = f"restore it from a copy, or remove {run} and begin again"
+        stored = stored_recipe(read_object(file, remedy).get("recipe", {}), file)
         found = json.loads(json.dumps(asdict(stored)))
         changed = sorted(k for k in wanted if found.get(k) != wanted[k])
         if changed:
@@ -139,6 +149,11 @@ def prepare(run: Path, recipe: Recipe) -> None:
 
 def fine_tune(run: Path, recipe: Recipe, sets: ProblemSets, reporter: Reporter) -> Start:
     """Make the base model, write demonstrations through the interpreter, and run SFT."""
+    with hold(run), writing(run):
+        return _fine_tune(run, recipe, sets, reporter)
+
+
+def _fine_tune(run: Path, recipe: Recipe, sets: ProblemSets, reporter: Reporter) -> Start:
     base = _base(run, recipe)
     folder = run / "sft"
     demonstrations = _demonstrations(folder, base, sets.demonstrations, recipe, reporter)
@@ -151,6 +166,18 @@ def fine_tune(run: Path, recipe: Recipe, sets: ProblemSets, reporter: Reporter) 
             train(learner, examples, recipe.sft, stage, on_step=advance)
             write_atomic(done, "")
     checkpoints = [path for _, path in step_folders(folder / "train")]
+    if not checkpoints:
+        raise DataError(
+            f"{done} says that this stage is finished, but {folder / 'train'} holds no checkpoint: "
+            f"remove {done} to train it again"
+        )
+    trained_on = read_manifest(checkpoints[-1]).get("data")
+    if trained_on not in (None, data_hash(examples)):
+        raise DataError(
+            f"{recipe.problems.demonstration_file or folder / 'demonstrations.jsonl'} no longer "
+            "holds the demonstrations that SFT was trained on: restore it from a copy, or remove "
+            f"{folder} to make and train them again"
+        )
     # After `done` is written: a run killed in between must not find states half dropped.
     for path in checkpoints:
         drop_state(path)
@@ -186,13 +213,15 @@ def _base(run: Path, recipe: Recipe) -> Path:
     base = run / "base"
     if not base.exists():
         partial = make_tiny(run / ".base.partial", config=recipe.tiny, seed=recipe.seed)
+        seal(partial)
         partial.rename(base)
+    check_finished(base)
     return base
 
 
 def _write_template(checkpoint: Path, dialect: str) -> None:
     """Make a dialect the checkpoint's own, and so its descendants', for servers and reports."""
-    write_atomic(checkpoint / "chat_template.jinja", find_dialect(dialect).template)
+    replace_file(checkpoint, "chat_template.jinja", find_dialect(dialect).template)
 
 
 def _demonstrations(

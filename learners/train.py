@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,17 +23,25 @@ from torch import Tensor
 from agents.dialects import dialects
 from agents.models.transformers import load_tokenizer
 from agents.rendering import ChatRenderer
-from learners.checkpoint import check_finished, load_state, save_checkpoint, step_folders
+from learners.checkpoint import (
+    check_finished,
+    load_state,
+    read_manifest,
+    save_checkpoint,
+    step_folders,
+)
 from learners.launch import processes_for, run_together
 from learners.learner import Learner
 from learners.loop import Frozen, Loop, Metrics
 from learners.lora import adapters_off, load_trained
+from learners.model_check import check_lengths, note_experts
 from learners.parallel import Devices, Policy, autocast, shares
 from learners.preferences import Example, Sample
 from learners.reference import frozen_logps
 from learners.schedule import TrainConfig, batches, count_steps, save_steps
-from mathenv.errors import RenderError, TrainingError
+from mathenv.errors import DataError, RenderError, TrainingError
 from mathenv.files import writing
+from mathenv.locking import hold
 from mathenv.manifest import environment
 from mathenv.store import write_atomic
 
@@ -42,6 +51,10 @@ OnStep = Callable[[int, int, Metrics], None]
 
 # How a step is computed, not which: a run may go on with others of these.
 _HOW = ("processes", "recompute_every", "shard")
+
+
+# Without these a checkpoint's `trainer.pt` is none of ours.
+_STATE_PARTS = frozenset({"optimizer", "manifest"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +87,24 @@ def train(
     where it is more than one.
 
     Raises:
-        TrainingError: no examples, a missing reference, tokens of another tokenizer, or
-            log-probs or a loss that are not finite. DataError: an unfinished checkpoint.
+        TrainingError: no examples, a missing reference, tokens of another tokenizer or beyond
+            the model's positions, or log-probs or a loss that are not finite.
+        ConfigError: another run is in the folder. DataError: a file in it is damaged, or a
+            checkpoint unfinished. InfraError: the disk is full.
     """
     if not examples:
         raise TrainingError(
-            f"{learner.name} has nothing to train on: no problem had both a right and a wrong "
-            "answer (or, for SFT and RAFT, a right one). Sample more, or change the difficulty."
+            f"{learner.name} has nothing to train on: it was given no example. "
+            "`preferences.why_none` says why a selection has none"
         )
     count = processes_for(config.processes)
     if count == 1:
-        _train(learner, examples, config, stage, on_step)
+        with Devices().holding(stage.out), writing(stage.out):
+            _train(learner, examples, config, stage, on_step)
     else:
         given = (learner, examples, config, stage)
-        run_together(count, _train, *given, on_message=on_step or _ignore)
+        with hold(stage.out):
+            run_together(count, _train, *given, on_message=on_step or _ignore)
     return [path for _, path in step_folders(stage.out)]
 
 
@@ -99,7 +116,7 @@ def _train(
     on_step: OnStep | None,
 ) -> None:
     steps = count_steps(len(examples), config)
-    run = _Run(learner, config, stage, steps, _hash(examples), Devices())
+    run = _Run(learner, config, stage, steps, data_hash(examples), Devices())
     run.check(examples)
     frozen = run.frozen(examples) if run.done < steps else Frozen()
     saves = save_steps(steps, config.checkpoints)
@@ -144,17 +161,15 @@ class _Run:
             "steps": steps,
             "data": data_hash,
         }
-        for path in (stage.policy, stage.reference):
-            if path is not None:
-                check_finished(path)
-        stage.out.mkdir(parents=True, exist_ok=True)
         finished = step_folders(stage.out)
         self.done = finished[-1][0] if finished else 0
         source = finished[-1][1] if finished else stage.policy
         self._check_agreed()
+        devices.together(partial(self._check_folders, *(path for _, path in finished)))
         self._tokenizer = load_tokenizer(source)
         checkpoint = source if finished else None
         model = load_trained(stage.policy, checkpoint, config.lora, seed=stage.seed)
+        note_experts(model.config, stage.policy)
         self._policy = Policy(model, devices, config)
         self._optimizer = torch.optim.AdamW(
             self._policy.parameters,
@@ -168,8 +183,13 @@ class _Run:
         )
         if finished:
             self._resume(source)
-        if devices.is_main:
-            self._trim_log()
+        devices.together(self._trim_log)
+
+    def _check_folders(self, *checkpoints: Path) -> None:
+        """Refuse damaged or unfinished folders before anything is loaded from them."""
+        for path in (self._stage.policy, self._stage.reference, *checkpoints):
+            if path is not None and self.devices.is_main:
+                check_finished(path)
 
     def _check_agreed(self) -> None:
         """Refuse processes that would not train the same, or not go on from the same step."""
@@ -181,18 +201,34 @@ class _Run:
             )
 
     def _resume(self, source: Path) -> None:
-        state = load_state(source)
+        state = load_state(source, _STATE_PARTS)
         if _comparable(state["manifest"]) != _comparable(self._manifest):
             raise TrainingError(
                 f"{self._stage.out} was trained with other data or settings; "
                 "remove the folder or start a new run folder"
             )
-        self._optimizer.load_state_dict(self._policy.part(state["optimizer"]))
-        if state.get("scaler"):
-            self.loop.scaler.load_state_dict(state["scaler"])
+        told = read_manifest(source)
+        made = json.loads(json.dumps(state["manifest"]))
+        if told and (told.get("step"), *(told.get(k) for k in made)) != (self.done, *made.values()):
+            raise DataError(
+                f"{source}/manifest.json and trainer.pt beside it are of two runs, which wrote "
+                "into this folder at the same time: remove that folder, and the same command "
+                "goes on from the checkpoint before it"
+            )
+        try:
+            self._optimizer.load_state_dict(self._policy.part(state["optimizer"]))
+            if state.get("scaler"):
+                self.loop.scaler.load_state_dict(state["scaler"])
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise DataError(
+                f"{source} holds an optimizer's state that is not this model's ({error}): remove "
+                "that folder to go on from the checkpoint before it"
+            ) from error
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Refuse tokens that another tokenizer or template made."""
+        """Refuse tokens that another tokenizer or template made, and too many of them."""
+        every = [s for e in examples for s in (*e.samples, e.control) if s]
+        check_lengths(self._policy.model.config, every, self._stage.policy)
         known = _fingerprints(self._tokenizer)
         seen = {""}
         vocabulary = self._policy.model.get_input_embeddings().num_embeddings
@@ -272,9 +308,10 @@ class _Run:
 
     def _trim_log(self) -> None:
         """Drop logged steps after the checkpoint we go on from: they will be done again."""
-        if self._log_file.exists():
-            lines = self._log_file.read_text().splitlines(keepends=True)[: self.done]
-            write_atomic(self._log_file, "".join(lines))
+        if self.devices.is_main and self._log_file.exists():
+            lines = log_until(self._log_file, self.done)
+            with writing(self._log_file):
+                write_atomic(self._log_file, "".join(lines))
 
     def save(self, step: int) -> None:
         """Write a checkpoint from the main process; return in all when it is there."""
@@ -293,8 +330,42 @@ class _Run:
         if self.devices.is_main:
             path = self._stage.out / f"step-{step}"
             model = self._policy.model
+            with writing(self._log_file), self._log_file.open("ab") as file:
+                os.fsync(file.fileno())  # before the checkpoint that says these steps are done
             save_checkpoint(path, model, self._tokenizer, manifest, state, weights)
         self.devices.wait()
+
+
+def log_until(file: Path, done: int) -> list[str]:
+    """Return the lines of a `metrics.jsonl` up to a step; later ones are done again.
+
+    A log that was removed goes on where the training does, so the first line may be of any step.
+
+    Raises:
+        DataError: lines are damaged or missing, or two runs have written into the file.
+    """
+    remedy = f"remove {file} to go on without the figures of the first {done} steps"
+    lines: dict[int, str] = {}
+    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
+        try:
+            step = json.loads(line)["step"]
+            if type(step) is not int:
+                raise ValueError
+        except (ValueError, KeyError, TypeError):
+            if len(lines) >= done or not line:  # cut off while it was being written
+                continue
+            raise DataError(f"{file}:{number} is damaged: {remedy}") from None
+        text = line.decode() + "\n"
+        if step <= done and lines.setdefault(step, text) != text:
+            raise DataError(
+                f"{file}:{number} tells of step {step} otherwise than a line before it: two runs "
+                f"wrote into this folder at the same time, and its checkpoints may be mixed. "
+                f"Remove the folder {file.parent} and train again"
+            )
+    found = sorted(step for step in lines if step <= done)
+    if done and found != list(range(found[0] if found else 1, done + 1)):
+        raise DataError(f"{file} lacks lines of the first {done} steps: {remedy}")
+    return [lines[step] for step in found]
 
 
 def _fingerprints(tokenizer: Any) -> Iterator[str]:
@@ -322,7 +393,8 @@ def _name(policy: Path | None) -> str | None:
     return None if policy is None else "/".join(policy.parts[-3:])
 
 
-def _hash(examples: Sequence[Example]) -> str:
+def data_hash(examples: Sequence[Example]) -> str:
+    """Return what a checkpoint's manifest calls `data`: a hash of all that was trained on."""
     digest = hashlib.sha256()
     for example in examples:
         for sample in example.samples:

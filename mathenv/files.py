@@ -56,6 +56,8 @@ def storage_error(error: Exception, path: object) -> StorageError | None:
     """Return the error to raise where a write failed for lack of room or permission, else None."""
     if isinstance(error, StorageError):
         return error
+    if not isinstance(error, OSError) and isinstance(error.__context__, OSError):
+        error = error.__context__  # torch tells what came after the system's error
     if not isinstance(error, OSError):
         code = _SYSTEM_ERROR.search(str(error))
         if code is not None:

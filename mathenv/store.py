@@ -6,7 +6,6 @@ added there with a default is stored, and files without it stay readable.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import threading
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO, Union
 
 from mathenv.errors import ConfigError, DataError
 from mathenv.files import writing
+from mathenv.locking import lock_file
 from mathenv.types import SCHEMA_VERSION, Trajectory
 
 FILE_NAME = "trajectories.jsonl"
@@ -54,7 +54,11 @@ class TrajectoryStore:
             # Unbuffered and O_APPEND: one write call per trajectory, always at the end.
             self._stream: BinaryIO = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - until close()
         try:
-            _lock(self._stream, self.path)
+            if not lock_file(self._stream):
+                raise ConfigError(
+                    f"{self.path} is being written by another collector: wait for it or choose "
+                    "another path"
+                )
             _mend(self._stream)
             self._keys = {trajectory.key: None for trajectory in read_trajectories(self.path)}
         except BaseException:
@@ -132,7 +136,10 @@ def read_trajectories(path: str | os.PathLike[str]) -> Iterator[Trajectory]:
             try:
                 trajectory = from_json(json.loads(line))
             except (DataError, ValueError) as error:
-                raise DataError(f"{file}:{number}: {error}") from None
+                raise DataError(
+                    f"{file}:{number}: {error}. Restore the file from a copy, or remove that line: "
+                    "a run that goes on plays the episode again"
+                ) from None
             first = seen.setdefault(trajectory.key, number)
             if first != number:
                 raise DataError(
@@ -211,25 +218,39 @@ def _replace(target: Path, content: bytes) -> None:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(target.parent, os.O_RDONLY)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Bring the names in a folder to the disk, so that new ones survive a power cut."""
+    number = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name itself survives a power cut
+        os.fsync(number)
     finally:
-        os.close(folder)
+        os.close(number)
+
+
+def read_object(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
+    """Return the JSON object in a file that this package wrote.
+
+    Raises:
+        DataError: the file cannot be read, was cut off or garbled, or holds something else; the
+            message names it and ends with `remedy`, what to do.
+    """
+    try:
+        found = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): {remedy}") from None
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
+        raise DataError(f"{path} is damaged ({error}): {remedy}") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is damaged (it holds no JSON object): {remedy}")
+    return found
 
 
 def _file(path: str | os.PathLike[str]) -> Path:
     file = Path(path)
     return file if file.suffix == ".jsonl" else file / FILE_NAME
-
-
-def _lock(stream: BinaryIO, path: Path) -> None:
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(
-            f"{path} is being written by another collector: wait for it or choose another path"
-        ) from None
 
 
 def _mend(stream: BinaryIO) -> None:

@@ -14,49 +14,23 @@ import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from agents.base import Completion, CompletionRequest, check_request
-from agents.models.location import check_model
-from mathenv.errors import ConfigError, InfraError
+from agents.models.loading import load_causal_lm, load_tokenizer, position_limit
+from mathenv.errors import InfraError
 from mathenv.types import FinishReason
+
+__all__ = ["TransformersModel", "load_causal_lm", "load_tokenizer"]
 
 _SPARE_TOKENS = 32  # room in a cache layer for tokens to come
 _COMPACT_AT = 0.75  # share of running rows at which finished ones are dropped
-
-
-def load_tokenizer(path: str | Path) -> Any:
-    """Load a tokenizer from a folder or hub id, with an error that says what to do."""
-    given = check_model(path)
-    try:
-        return AutoTokenizer.from_pretrained(path, **given)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot load a tokenizer from {path}: {error}") from error
-
-
-def load_causal_lm(path: str | Path, *, dtype: str = "float32", device: str = "cpu") -> Any:
-    """Load a causal LM from a folder or hub id in evaluation mode."""
-    given = check_model(path)
-    number = getattr(torch, dtype, None)
-    if not isinstance(number, torch.dtype) or not number.is_floating_point:
-        raise ConfigError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=number, output_loading_info=True, **given
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"cannot load a causal language model from {path}: {error}") from error
-    if report["missing_keys"]:  # Hugging Face would draw them at random and only warn
-        names = ", ".join(sorted(report["missing_keys"])[:3])
-        raise ConfigError(f"{path} lacks {len(report['missing_keys'])} weights, e.g. {names}")
-    return model.to(device).eval()
 
 
 class TransformersModel:
@@ -66,10 +40,13 @@ class TransformersModel:
         model: a loaded causal LM.
         tokenizer: its tokenizer (used for stop strings only).
         max_batch: requests decoded together at most; memory grows with it.
+
+    `context` is the most tokens of a request, prompt included; None where the model names none.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, max_batch: int = 128) -> None:
         self._lm = model
+        self.context = position_limit(model.config)
         self._tokenizer = tokenizer
         self._name = name
         self._max_batch = max_batch
@@ -106,8 +83,20 @@ class TransformersModel:
             self._check_soon()
 
     async def complete(self, request: CompletionRequest) -> Completion:
-        """Queue a request and wait for its batch."""
+        """Queue a request and wait for its batch. It ends where the model's positions do.
+
+        Raises:
+            InfraError: the prompt alone has no position left for a token.
+        """
         check_request(request)
+        if self.context is not None:
+            room = self.context - len(request.ids)
+            if room < 1:
+                raise InfraError(
+                    f"{self._name}: a prompt of {len(request.ids)} tokens does not fit into the "
+                    f"model's {self.context}; lower max_tokens"
+                )
+            request = replace(request, max_new_tokens=min(request.max_new_tokens, room))
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(request, future)
         self._waiting.append(waiting)
@@ -267,6 +256,7 @@ class _Batch:
         self.all_rows = [_new_row(request) for request in requests]
         self.rows = list(self.all_rows)
         self._cache = _growing_cache(model.config)
+        self._last = (position_limit(model.config) or 2**31) - 1
         longest = max(len(r.ids) for r in requests)
         padded = [[0] * (longest - len(r.ids)) + list(r.ids) for r in requests]
         kept = [[0] * (longest - len(r.ids)) + [1] * len(r.ids) for r in requests]
@@ -275,7 +265,8 @@ class _Batch:
 
     def step(self, stop_string_hit: Any) -> None:
         """Sample one token for every row that is still running."""
-        positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -self._tokens.shape[1] :]
+        # Finished rows ride along, beyond the model's positions if need be: nobody reads those.
+        positions = (self._mask.cumsum(-1) - 1).clamp(0, self._last)[:, -self._tokens.shape[1] :]
         logits = (
             self._model(
                 input_ids=self._tokens,

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.metrics import outcomes
 from learners.iterate import IterationResult
-from mathenv.store import read_trajectories
+from mathenv.store import read_object, read_trajectories
 from mathenv.types import Trajectory
 
 FEW = 4  # samples per problem that diversity is counted among: what every stage has of `current`
@@ -85,7 +85,9 @@ def _iteration(folder: Path, result: IterationResult) -> dict[str, Any]:
         "rollouts": diversity(rollouts),
         "correct": fmean(t.reward for t in rollouts if t.counts),
         "covered": fmean(max(found) for found in scored.values()),
-        "selection": json.loads((place / "selection.json").read_text())["counts"],
+        "selection": read_object(place / "selection.json", f"remove {place} to run it again")[
+            "counts"
+        ],
         "steps": len(steps),
         "last_step": json.loads(steps[-1]),
         "warnings": result.warnings,

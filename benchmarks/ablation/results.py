@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from benchmarks.ablation.run import FAILED, MEASURED, START, read_config
 from benchmarks.ablation.sft import TAKEN
 from benchmarks.metrics import Estimate, Outcomes, by_problem, cluster_bootstrap, mean_estimate
 from benchmarks.voting import Ballot, pass_at_k
-from mathenv.errors import DataError
+from mathenv.store import read_object
 
 Scores = Mapping[int, Mapping[str, float]]  # seed -> problem -> score
 SHARES = ("test", "ood", "correct", "tool")  # and pass@k; the other measures are counts
@@ -126,8 +125,4 @@ def _ballot(values: Sequence[float]) -> Ballot:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(file.read_text())
-    except ValueError as error:
-        raise DataError(f"{file} is damaged ({error}): remove it and run again") from None
-    return found
+    return read_object(file, "remove it and run again")

@@ -37,11 +37,12 @@ from learners.recipe import Recipe, stored_recipe
 from learners.reporter import Reporter
 from learners.run import ProblemSets, Start, fine_tune, prepare, problem_sets
 from mathenv.env import shared_interpreter
-from mathenv.errors import ConfigError, DataError, TrainingError
+from mathenv.errors import ConfigError, TrainingError
 from mathenv.interpreter import Interpreter, Limits
+from mathenv.locking import LOCK_NAME, hold
 from mathenv.manifest import environment
 from mathenv.problems import load_problems
-from mathenv.store import TrajectoryStore, read_trajectories, write_atomic
+from mathenv.store import TrajectoryStore, read_object, read_trajectories, write_atomic
 from mathenv.types import Problem
 
 CONFIG, MEASURED, FAILED = "config.json", "measured.json", "failed.json"
@@ -66,11 +67,26 @@ def run_all(
         sft: a run folder of `learners.run` whose base models and SFT are taken.
 
     Raises:
-        ConfigError: the folder belongs to another configuration, or `sft` to another recipe.
+        ConfigError: the folder belongs to another configuration, or `sft` to another recipe, or
+            another run is in the folder. InfraError: the disk is full.
     """
     if sft is not None:  # before anything is done: an error in an hour would be late
         for seed in seeds:
             check_sft(sft / f"seed-{seed}", replace(recipe, seed=seed))
+    with hold(out), writing(out):
+        _run_all(variants, recipe, sizes, seeds, out, reporter, after_group, sft)
+
+
+def _run_all(
+    variants: Sequence[Variant],
+    recipe: Recipe,
+    sizes: Sizes,
+    seeds: Sequence[int],
+    out: Path,
+    reporter: Reporter,
+    after_group: Callable[[], None],
+    sft: Path | None,
+) -> None:
     pin(out, recipe, sizes)
     worlds = {
         seed: World(out / f"seed-{seed}", replace(recipe, seed=seed), sizes, reporter, sft)
@@ -96,7 +112,7 @@ def pin(out: Path, recipe: Recipe, sizes: Sizes) -> None:
     file = out / CONFIG
     wanted = json.loads(json.dumps({"recipe": asdict(recipe), "sizes": asdict(sizes)}))
     if not file.exists():
-        if out.is_dir() and any(out.iterdir()):
+        if out.is_dir() and any(file.name != LOCK_NAME for file in out.iterdir()):
             raise ConfigError(f"{out} holds something else: choose a new folder for --out")
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(file, json.dumps({**wanted, "environment": environment()}, indent=1))
@@ -126,11 +142,7 @@ def read_config(out: Path) -> dict[str, dict[str, object]]:
     file = out / CONFIG
     if not file.exists():
         raise ConfigError(f"{out} holds no ablations: give the --out folder of mathenv ablate")
-    try:
-        found: dict[str, dict[str, object]] = json.loads(file.read_text())
-    except ValueError as error:
-        raise DataError(f"{file} is damaged: {error}") from None
-    return found
+    return read_object(file, "restore it from a copy, or choose another --out")
 
 
 @dataclass(frozen=True)
@@ -204,7 +216,7 @@ class World:
         file = folder / "variant.json"
         wanted = json.loads(json.dumps(asdict(variant)))
         if file.exists():
-            found = json.loads(file.read_text())
+            found = read_object(file, f"restore it from a copy, or remove {folder} to run it again")
             told = ("learner", "changes", "start", "noise")
             changed = [name for name in told if found.get(name) != wanted[name]]
             if changed:

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from learners.recipe import Recipe
-from mathenv.errors import ConfigError
-from mathenv.store import write_atomic
+from mathenv.errors import ConfigError, DataError
+from mathenv.store import read_object, write_atomic
 
 TAKEN = "sft.json"  # says that SFT was taken, and with how many threads it was made
 
@@ -41,7 +41,10 @@ def check_sft(source: Path, recipe: Recipe) -> int:
     """
     if not (source / "sft" / "done").exists():
         raise ConfigError(f"{source} holds no finished SFT: give the --out folder of a run")
-    found = json.loads((source / "manifest.json").read_text())["recipe"]
+    manifest = source / "manifest.json"
+    found = read_object(manifest, "restore it from a copy, or leave out --sft").get("recipe", {})
+    if not found.keys() >= {"problems", "threads"}:
+        raise DataError(f"{manifest} is damaged (parts are missing): leave out --sft")
     wanted = json.loads(json.dumps(asdict(recipe)))
     names = ["model", "tiny", "sft", "first_previous", "seed"]
     # A setting that an older run does not know had its default.

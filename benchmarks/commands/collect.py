@@ -37,7 +37,7 @@ from benchmarks.report import percent
 from benchmarks.runner import claim, describe_agent, describe_problems
 from benchmarks.suites import Suite, find_suite
 from mathenv.env import SandboxTier, shared_interpreter
-from mathenv.errors import ConfigError
+from mathenv.errors import ConfigError, DataError
 from mathenv.grading import STRICT
 from mathenv.interpreter import Limits
 from mathenv.manifest import environment
@@ -206,7 +206,12 @@ class Collect:
     def _note(self, interpreter: Mapping[str, str]) -> None:
         """Write down what plays, unless an earlier call played with the same."""
         file = self.out / "played.json"
-        found = json.loads(file.read_text()) if file.exists() else []
+        try:
+            found = list(json.loads(file.read_bytes())) if file.exists() else []
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"{file} is damaged ({error}): remove it; it only says what played earlier episodes"
+            ) from None
         record = {
             "environment": environment(),
             "interpreter": dict(interpreter),

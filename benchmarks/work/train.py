@@ -16,9 +16,11 @@ from benchmarks.learning import LearningReporter
 from benchmarks.tracking import WandbReporter, check_login
 from learners.learner import Learner, make_learner
 from learners.parallel import Devices
+from learners.preferences import Example, Selection, why_none
 from learners.reporter import Reporter
 from learners.train import Stage, train
 from mathenv.errors import ConfigError, TrainingError
+from mathenv.files import writing
 from mathenv.store import read_trajectories, write_atomic
 from mathenv.types import Trajectory
 
@@ -35,6 +37,19 @@ def run(command: TrainCommand) -> None:
     trajectories = tokenized(_distinct(stored), learner, policy, command.dialect)
     examples, selection = learner.examples(trajectories, seed=command.seed)
     devices = Devices()
+    with devices.holding(command.out), writing(command.out):
+        _train(command, learner, examples, selection, devices)
+    devices.close()
+
+
+def _train(
+    command: TrainCommand,
+    learner: Learner,
+    examples: Sequence[Example],
+    selection: Selection,
+    devices: Devices,
+) -> None:
+    policy = Path(command.policy)
     reporter: Reporter = LearningReporter() if devices.is_main else Reporter()
     if command.wandb and devices.is_main:
         reporter = WandbReporter(reporter, command.out, command)
@@ -43,6 +58,8 @@ def run(command: TrainCommand) -> None:
     if devices.is_main:
         record = {"counts": counts, "provenance": selection.provenance}
         write_atomic(command.out / "selection.json", json.dumps(record, indent=1) + "\n")
+    if not examples:
+        raise TrainingError(why_none(command.learner, selection, learner.config.pairs))
     reference = Path(command.reference or policy) if learner.uses_reference else None
     stage = Stage(policy, command.out, reference, command.seed)
     with reporter.stage("train", None, "steps") as advance:
@@ -53,7 +70,6 @@ def run(command: TrainCommand) -> None:
         console = ResultConsole()
         for path in checkpoints:
             console.say(path)
-    devices.close()
 
 
 def tokenized(

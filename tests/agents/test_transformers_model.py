@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -428,3 +429,46 @@ def test_a_policy_is_named_after_its_folder_and_closed_after_use(tiny):
         engine = agent.model
     (closed,) = complete_all(engine, [ask([5])])
     assert isinstance(closed, InfraError)
+
+
+# --- the end of the model's positions
+
+
+def short(name, positions):
+    if name == "gpt2":
+        config = GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=positions)
+        return GPT2LMHeadModel(config).eval()
+    return LlamaForCausalLM(LlamaConfig(**{**SHAPE, "max_position_embeddings": positions})).eval()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_turn_ends_where_the_models_positions_do(name):
+    engine = TransformersModel(short(name, 12), None, name="short")
+    assert engine.context == 12
+    # The short one goes on while the long ones, of which there are too few to leave, are done.
+    long, brief = ask(list(range(5, 15))), ask([5, 6])
+    found = complete_all(engine, [replace(r, max_new_tokens=40) for r in (long, brief, brief)])
+    assert [len(c.ids) for c in found] == [2, 10, 10]
+    assert {c.finish for c in found} == {FinishReason.LENGTH}
+    (full,) = complete_all(engine, [ask(list(range(5, 17)))])
+    assert isinstance(full, InfraError)
+    assert "prompt of 12 tokens does not fit into the model's 12" in str(full)
+    engine.close()
+
+
+def test_an_episode_ends_at_the_models_positions_as_at_its_own_limit(tiny):
+    """No room for another turn is an end of the episode, and no failure of the machinery."""
+    with load_policy(tiny) as agent:
+        agent.model.context = 40
+        assert agent.max_tokens == 40
+
+        async def play():
+            async with agent.episode("What is 1 + 1?", sample=0, seed=0) as episode:
+                actions = [await episode.act("What is 1 + 1?")]
+                while actions[-1] is not None:
+                    actions.append(await episode.act("2"))
+                return actions, episode.tokens()
+
+        actions, tokens = asyncio.run(play())
+        assert actions[-1] is None
+        assert len(tokens.ids) <= 40

@@ -5,6 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from learners import make_learner
+from learners.learner import LearnerConfig
 from learners.preferences import (
     PairRules,
     action_sample,
@@ -12,6 +14,7 @@ from learners.preferences import (
     demonstrations,
     pair_example,
     preference_pairs,
+    why_none,
     winners,
 )
 from mathenv.errors import ConfigError, TrainingError
@@ -299,3 +302,62 @@ def test_demonstrations_are_all_kept_but_what_machinery_broke(make_trajectory):
     kept, report = demonstrations(given_, PairRules())
     assert [t.problem.id for t in kept] == ["a", "b"]
     assert (report.problems, report.problems_used, report.excluded_infra) == (3, 2, 1)
+
+
+# --- why a selection has nothing
+
+
+def told(trajectories, name="mdpo", **rules):
+    learner = make_learner(name, LearnerConfig(pairs=PairRules(**rules)))
+    examples, selection = learner.examples(trajectories, seed=0)
+    assert examples == []
+    said = why_none(name, selection, learner.config.pairs)
+    assert said.startswith(f"{name} has nothing to train on: ")
+    return said
+
+
+@pytest.mark.parametrize("name", ["mdpo", "mkto", "raft", "grpo"])
+def test_none_sampled_and_none_asked_for_are_told_apart(make_trajectory, name):
+    assert "there are no trajectories. Sample some" in told([], name)
+    both = [make_trajectory("a", True), make_trajectory("a", False, sample=1)]
+    if name in ("mdpo", "raft"):
+        assert "per_problem = 0 asks for no example" in told(both, name, per_problem=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "rules", "parts"),
+    [
+        ({"correct": True}, {}, ["of 3 problems 3 were always right, 0 never", "harder problems"]),
+        ({"correct": False}, {}, ["0 were always right, 3 never", "easier problems"]),
+        (
+            {"correct": False},
+            {"max_tokens": 3},
+            ["3 had no trajectory", "6 are longer than pairs.max_tokens = 3", "Raise pairs.max"],
+        ),
+        (
+            {"correct": False, "infra": True},
+            {},
+            ["of 6 trajectories 6 failed in the machinery", "mathenv doctor"],
+        ),
+    ],
+    ids=["all right", "all wrong", "too long", "machinery"],
+)
+def test_the_case_is_named_with_its_counts(make_trajectory, options, rules, parts):
+    trajectories = [make_trajectory(p, sample=n, **options) for p in "abc" for n in range(2)]
+    said = told(trajectories, **rules)
+    assert all(part in said for part in parts), said
+
+
+def test_of_several_cases_all_are_counted(make_trajectory):
+    failed = [ExecutionStatus.ERROR]
+    trajectories = [
+        make_trajectory("a", True, statuses=failed),
+        make_trajectory("a", False, sample=1),
+        make_trajectory("b", True),
+        make_trajectory("c", False),
+        make_trajectory("c", False, sample=1, infra=True),
+    ]
+    said = told(trajectories)
+    assert "of 3 problems 1 were always right, 1 never, 1 had no trajectory that could be" in said
+    assert "of 5 trajectories 1 failed in the machinery" in said
+    assert "1 are right, but their last cell failed" in said

@@ -19,6 +19,7 @@ from learners import make_learner
 from learners import reference as cache
 from learners.learner import LearnerConfig
 from learners.logprobs import reference_logps
+from learners.model_check import head_use
 from learners.preferences import Example, PairRules
 from learners.reference import LogProbCache, frozen_logps, weights_hash
 from learners.train import Stage, TrainConfig, train
@@ -52,6 +53,7 @@ class Counted:
     def __call__(self):
         self.loads += 1
         model = load_causal_lm(self.path, dtype=self.dtype)
+        head_use(model)  # its passes are not counted
         model.base_model.register_forward_hook(self._count)
         return nullcontext(model)
 
