@@ -38,6 +38,7 @@ from learners.reporter import Reporter
 from learners.run import ProblemSets, Start, fine_tune, prepare, problem_sets
 from mathenv.env import shared_interpreter
 from mathenv.errors import ConfigError, TrainingError
+from mathenv.files import writing
 from mathenv.interpreter import Interpreter, Limits
 from mathenv.locking import LOCK_NAME, hold
 from mathenv.manifest import environment
