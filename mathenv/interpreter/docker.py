@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mathenv.errors import ConfigError, InfraError
-from mathenv.interpreter.base import ForkError, Limits
+from mathenv.interpreter.base import WALL_FACTOR, ForkError, Limits
 from mathenv.interpreter.container import MAX_FRAME, encode, fingerprint
 from mathenv.interpreter.engine import BUILD, Engine, Resources
 from mathenv.interpreter.launcher import START_SECONDS
@@ -246,7 +246,7 @@ class DockerSession:
         limits = self._interpreter.limits
         reply = self._container.request(
             {"op": "run", "session": self._name, "seed": self._seed, "lost": lost, "code": code},
-            limits.cell_seconds + limits.grace_seconds + SLACK_SECONDS,
+            WALL_FACTOR * (limits.cell_seconds + limits.grace_seconds) + SLACK_SECONDS,
         )
         try:
             return ExecutionResult(

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import math
 import os
+import resource
+import secrets
 import select
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mathenv.errors import InfraError
+from mathenv.interpreter.base import HostLimitError
 
 UNPRIVILEGED_UID = 65534  # "nobody", used when the host runs as root
 START_SECONDS = 60.0  # importing sympy on a busy machine
@@ -24,8 +31,35 @@ CLOSE_SECONDS = 5.0
 _RUNNER = Path(__file__).with_name("runner.py")
 
 
+_REMOVE_SECONDS = 1.0  # spent on the files of one session while somebody waits
+_AT_LIMIT = {
+    errno.EMFILE: "this process may not open more files; raise the limit (ulimit -n)",
+    errno.ENFILE: "this machine has no more open files (sysctl fs.file-max)",
+    errno.EAGAIN: "no more processes may be started (ulimit -u, kernel.pid_max, pids.max)",
+    errno.ENOMEM: "this machine is out of memory",
+}
+
+
 class SlowStartError(InfraError):
     """Something did not start in time, as on a busy machine: no sign that it cannot."""
+
+
+def host_limit(what: str, number: int = errno.EMFILE) -> HostLimitError:
+    """The error for what this process could not do because of a limit of its own."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    count = f": it may open {files}, and a session takes 3" if number == errno.EMFILE else ""
+    return HostLimitError(f"{what}: {_AT_LIMIT[number]}, or use fewer sessions{count}")
+
+
+@contextlib.contextmanager
+def refuses_at_limit(what: str) -> Iterator[None]:
+    """Raise `HostLimitError` where a call in the block meets a limit of this process."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _AT_LIMIT:
+            raise
+        raise host_limit(what, error.errno) from error
 
 
 class Launcher:
@@ -35,22 +69,29 @@ class Launcher:
         self.tier = tier
         self.host_pid = os.getpid()
         self._lock = threading.Lock()
-        self.root = tempfile.mkdtemp(prefix="mathenv-") if tier != "namespaces" else None
-        uid = os.getuid() or UNPRIVILEGED_UID
-        config = {"tier": tier, "uid": uid, "scratch": self.root, "host_pid": self.host_pid}
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
-        try:
-            self._launcher = self._launch(theirs, config)
-        finally:
-            theirs.close()
+        self._unused: deque[str] = deque()  # folders that nobody has had the time to remove
+        with contextlib.ExitStack() as undo, refuses_at_limit("no sandbox can be started"):
+            self.root = tempfile.mkdtemp(prefix="mathenv-") if tier != "namespaces" else None
+            undo.callback(lambda: self.root and remove_folder(self.root))
+            uid = os.getuid() or UNPRIVILEGED_UID
+            config = {"tier": tier, "uid": uid, "scratch": self.root, "host_pid": self.host_pid}
+            self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(self.control.close)
+            with theirs:
+                self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this
+                undo.callback(self._errors.close)
+                self._launcher = self._launch(theirs, config)
+            undo.pop_all()  # from here on `close` does it
         try:
             self.control.settimeout(START_SECONDS)
             self.hello = _receive(self.control)[0]
+        except TimeoutError:
+            self.close()
+            raise SlowStartError(_slow(f"the sandbox (tier {tier}) was not ready")) from None
         except (OSError, InfraError) as error:
             text = f"{error} {self._stderr()}".strip()
             self.close()
-            raise _kind(error)(text) from None
+            raise InfraError(text) from None
 
     def _launch(self, theirs: socket.socket, config: dict[str, Any]) -> subprocess.Popen[bytes]:
         # -s -P with an environment of our own is -I, except that -I would ignore
@@ -79,7 +120,8 @@ class Launcher:
 
     def new_zygote(self) -> Zygote:
         """Fork a zygote from the nursery. Raises `InfraError`."""
-        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with refuses_at_limit("no sandbox can be started"):
+            control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with self._lock:
                 socket.send_fds(self.control, [b"{}"], [theirs.fileno()])
@@ -95,6 +137,18 @@ class Launcher:
 
     def alive(self) -> bool:
         return os.getpid() == self.host_pid and self._launcher.poll() is None
+
+    def remove(self, path: str) -> None:
+        """Remove a folder below `root` in which nothing runs any more; much of it later.
+
+        Code can make more files than are removed while somebody waits. No locks: this also
+        runs in `__del__`.
+        """
+        self._unused.append(path)
+        deadline = time.monotonic() + _REMOVE_SECONDS
+        while self._unused and time.monotonic() < deadline:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                self._unused.extend(remove_folder(self._unused.popleft(), deadline))
 
     def close(self) -> None:
         """End the launcher and everything below it. Safe to call twice."""
@@ -113,6 +167,16 @@ class Launcher:
             remove_folder(self.root)
 
 
+def _slow(what: str) -> str:
+    """The sentence for a start that took too long."""
+    load, processors = os.getloadavg()[0], os.cpu_count()
+    return (
+        f"{what} within {START_SECONDS:g} s, of which importing sympy and numpy takes the most: "
+        f"this machine is too busy (load {load:.1f} on {processors} processors) or its disk too "
+        "slow. Try again when less runs beside it"
+    )
+
+
 def _kind(error: Exception) -> type[InfraError]:
     return SlowStartError if isinstance(error, TimeoutError) else InfraError
 
@@ -123,7 +187,8 @@ def _receive(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
         raise InfraError("the interpreter process ended")
     reply: dict[str, Any] = json.loads(packet)
     if "error" in reply:
-        raise InfraError(reply["error"])
+        hint = _AT_LIMIT.get(reply.get("errno", 0))
+        raise InfraError(reply["error"] + (f" ({hint})" if hint else ""))
     return reply, fds
 
 
@@ -138,7 +203,10 @@ class Zygote:
         self._lock = threading.Lock()
 
     def request(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
-        """Ask the zygote. Raises `InfraError`, after which `alive` may be False."""
+        """Ask the zygote. Raises `InfraError`, after which `alive` may be False.
+
+        Fewer descriptors than expected come with the answer where this process may not open more.
+        """
         with self._lock:
             dead = [self.dead.popleft() for _ in range(len(self.dead))]
             data = json.dumps({**message, "dead": dead}).encode()
@@ -156,12 +224,22 @@ class Zygote:
                 self.close()
                 raise
 
+    def refuse(self, pid: int, fds: list[int]) -> None:
+        """End a process that this one cannot take over, having got only these descriptors."""
+        for fd in fds:
+            os.close(fd)
+        self.request({"op": "end", "pid": pid}, [])
+
     def alive(self) -> bool:
+        return not self.ends(0)
+
+    def ends(self, seconds: float) -> bool:
+        """Whether the zygote is not there any more, or ends within some seconds."""
         if os.getpid() != self.host_pid or self.control.fileno() < 0:
-            return False
+            return True
         poll = select.poll()
         poll.register(self.control, 0)  # POLLHUP is always reported
-        return not poll.poll(0)
+        return bool(poll.poll(seconds * 1000))
 
     def close(self) -> None:
         """End the zygote and its sessions. Safe to call twice."""
@@ -169,25 +247,28 @@ class Zygote:
             self.control.close()
 
 
-def remove_folder(path: str) -> None:
-    """Remove a folder that hostile code may have filled.
+def remove_folder(path: str, deadline: float = math.inf) -> list[str]:
+    """Remove a folder that hostile code may have filled; what is left at `deadline`, if any.
 
     Subfolders move up before they are emptied, so that depth does not matter
     (`shutil.rmtree` fails with RecursionError at 3,000 levels), and folders that the cell
     has locked are opened. Nothing may run in the folder any more.
     """
-    pending, moved = [path], 0
+    pending = [path]
     with contextlib.suppress(OSError):
-        os.chmod(path, 0o700)
         while pending:
             folder = pending.pop()
+            os.chmod(folder, 0o700)  # the cell may have locked it
             with os.scandir(folder) as entries:
                 for entry in entries:
+                    if time.monotonic() > deadline:
+                        return [folder, *pending]
                     if not entry.is_dir(follow_symlinks=False):
                         os.unlink(entry.path)
                         continue
-                    moved += 1
-                    os.chmod(entry.path, 0o700)  # the cell may have locked it
-                    os.rename(entry.path, f"{path}-{moved}")
-                    pending.append(f"{path}-{moved}")
+                    moved = f"{os.path.dirname(path)}/mathenv-{secrets.token_hex(8)}"
+                    os.chmod(entry.path, 0o700)
+                    os.rename(entry.path, moved)
+                    pending.append(moved)
             os.rmdir(folder)
+    return []
