@@ -31,7 +31,7 @@ CLOSE_SECONDS = 5.0
 _RUNNER = Path(__file__).with_name("runner.py")
 
 
-_REMOVE_SECONDS = 1.0  # spent on the files of one session while somebody waits
+_REMOVE_SECONDS = 0.2  # spent on the files of one session while somebody waits
 _AT_LIMIT = {
     errno.EMFILE: "this process may not open more files; raise the limit (ulimit -n)",
     errno.ENFILE: "this machine has no more open files (sysctl fs.file-max)",
@@ -71,6 +71,8 @@ class Launcher:
         self._lock = threading.Lock()
         self._unused: deque[str] = deque()  # folders that nobody has had the time to remove
         with contextlib.ExitStack() as undo, refuses_at_limit("no sandbox can be started"):
+            # Else `tempfile` would say that there is no folder for temporary files.
+            os.close(os.open(os.devnull, os.O_RDONLY))
             self.root = tempfile.mkdtemp(prefix="mathenv-") if tier != "namespaces" else None
             undo.callback(lambda: self.root and remove_folder(self.root))
             uid = os.getuid() or UNPRIVILEGED_UID
@@ -78,7 +80,7 @@ class Launcher:
             self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(self.control.close)
             with theirs:
-                self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this
+                self._errors = open(os.memfd_create("errors"), "w+b")  # noqa: SIM115 - for `close`
                 undo.callback(self._errors.close)
                 self._launcher = self._launch(theirs, config)
             undo.pop_all()  # from here on `close` does it
@@ -141,14 +143,14 @@ class Launcher:
     def remove(self, path: str) -> None:
         """Remove a folder below `root` in which nothing runs any more; much of it later.
 
-        Code can make more files than are removed while somebody waits. No locks: this also
-        runs in `__del__`.
+        Code can make more files than are removed while somebody waits: the newest folder comes
+        first, and `close` removes the rest. No locks: this also runs in `__del__`.
         """
         self._unused.append(path)
         deadline = time.monotonic() + _REMOVE_SECONDS
         while self._unused and time.monotonic() < deadline:
             with contextlib.suppress(IndexError):  # another thread was faster
-                self._unused.extend(remove_folder(self._unused.popleft(), deadline))
+                self._unused.extend(remove_folder(self._unused.pop(), deadline))
 
     def close(self) -> None:
         """End the launcher and everything below it. Safe to call twice."""

@@ -346,13 +346,14 @@ class LocalInterpreter:
 def _strongest(tiers: tuple[str, ...], limits: Limits) -> Launcher:
     """Start the first tier in which a session really runs; the attempt is the test.
 
-    One that is too slow is an error: a busy machine must not get a weaker sandbox.
+    One that is too slow is an error, and so is a limit of this process: a busy machine must not
+    get a weaker sandbox.
     """
     failures = []
     for tier in tiers:
         try:
             launcher = Launcher(tier)
-        except SlowStartError:
+        except (SlowStartError, HostLimitError):
             raise
         except InfraError as error:
             failures.append(f"{tier}: {error}")
@@ -361,7 +362,7 @@ def _strongest(tiers: tuple[str, ...], limits: Limits) -> Launcher:
             _try_cell(launcher, limits)
         except InfraError as error:
             launcher.close()
-            if isinstance(error, SlowStartError):
+            if isinstance(error, SlowStartError | HostLimitError):
                 raise
             failures.append(f"{tier}: {error}")
             continue

@@ -327,7 +327,7 @@ def test_error_reports_name_no_folder_of_this_machine(session):
 
 def test_a_start_that_takes_too_long_does_not_choose_a_weaker_tier(monkeypatch):
     monkeypatch.setattr("mathenv.interpreter.launcher.START_SECONDS", 0.001)
-    with pytest.raises(InfraError, match="was not ready within 0.001 s.*too busy"):
+    with pytest.raises(InfraError, match=r"was not ready within 0\.001 s.*too busy"):
         LocalInterpreter()
 
 
