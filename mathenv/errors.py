@@ -1,5 +1,10 @@
 """The one error tree. A broken program raises; a bad episode is data (see `types.StopReason`)."""
 
+from __future__ import annotations
+
+import operator
+from typing import Any
+
 
 class MathEnvError(Exception):
     """Base class: something the user can act on. The message says what to do."""
@@ -26,3 +31,25 @@ class RenderError(MathEnvError):
 
 class TrainingError(MathEnvError):
     """Training data or state that would train on the wrong thing."""
+
+
+def whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+    """Return `value` as an `int`: any kind of integer is one, NumPy's too, but not True and False.
+
+    Raises:
+        ConfigError: it is none, or not within the bounds.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    low, high = least is not None, most is not None
+    bounds = f" from {least} to {most}" if high else f" of at least {least}" if low else ""
+    if (
+        number is None
+        or isinstance(value, bool)
+        or (least is not None and number < least)
+        or (most is not None and number > most)
+    ):
+        raise ConfigError(f"{name} must be an integer{bounds}, got {value!r}")
+    return number

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-import operator
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Protocol, runtime_checkable
 
-from mathenv.errors import ConfigError, InfraError, MathEnvError
+from mathenv.errors import ConfigError, InfraError, MathEnvError, whole
 from mathenv.types import ExecutionResult
 
 RESTARTED = "[The session was restarted: names defined earlier are gone.]"
@@ -56,8 +55,12 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            check = _seconds if field.name.endswith("seconds") else _whole
-            object.__setattr__(self, field.name, check(field.name, getattr(self, field.name)))
+            value = getattr(self, field.name)
+            if field.name.endswith("seconds"):
+                value = _seconds(field.name, value)
+            else:
+                value = whole(f"limits: {field.name}", value, 1, _MOST_BYTES)
+            object.__setattr__(self, field.name, value)
 
 
 def _seconds(name: str, value: object) -> float:
@@ -69,18 +72,6 @@ def _seconds(name: str, value: object) -> float:
         raise ConfigError(
             f"limits: {name} must be a number of seconds, more than 0 and at most "
             f"{_MOST_SECONDS}, got {value!r}"
-        )
-    return number
-
-
-def _whole(name: str, value: object) -> int:
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]  # what has none raises
-    except TypeError:
-        raise ConfigError(f"limits: {name} must be an integer, got {value!r}") from None
-    if isinstance(value, bool) or not 1 <= number <= _MOST_BYTES:
-        raise ConfigError(
-            f"limits: {name} must be an integer from 1 to {_MOST_BYTES}, got {value!r}"
         )
     return number
 

@@ -14,9 +14,9 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
-from mathenv.errors import ConfigError, InfraError
+from mathenv.errors import ConfigError, InfraError, whole
 from mathenv.interpreter.base import RESTARTED, ForkError, HostLimitError, Limits
 from mathenv.interpreter.launcher import (
     REQUEST_SECONDS,
@@ -85,6 +85,16 @@ class LocalSession:
         """End the process. Safe to call twice."""
         self._closed = True
         self._discard()
+
+    def __deepcopy__(self, memo: object) -> LocalSession:
+        """A copy of the session is a fork. Raises as `fork` does."""
+        return self.fork()
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigError(
+            "a session that runs cannot be pickled: end the episode first, or branch from it "
+            "with copy.deepcopy or Session.fork()"
+        )
 
     def __enter__(self) -> LocalSession:
         return self
@@ -248,12 +258,9 @@ class LocalInterpreter:
                 raise ConfigError(f"{name}={value!r}: choose one of {', '.join(TIERS)}")
         if tier and min_tier and TIERS.index(tier) > TIERS.index(min_tier):
             raise ConfigError(f"tier={tier!r} is weaker than min_tier={min_tier!r}")
-        if max_sessions is not None and max_sessions < 1:
-            raise ConfigError(f"max_sessions={max_sessions}: must be at least 1, or None")
-        if zygotes < 1:
-            raise ConfigError(f"zygotes={zygotes}: must be at least 1")
-        if spares < 0:
-            raise ConfigError(f"spares={spares}: must not be negative")
+        if max_sessions is not None:
+            max_sessions = whole("max_sessions", max_sessions, 1)
+        zygotes, spares = whole("zygotes", zygotes, 1), whole("spares", spares, 0)
         if sys.platform != "linux":
             raise InfraError("LocalInterpreter needs Linux: use the Docker interpreter here")
         self.limits, self._spares = limits, spares
@@ -287,7 +294,25 @@ class LocalInterpreter:
 
     def session(self, *, seed: int = 0) -> LocalSession:
         """A new empty session; `seed` sets `random`, `numpy.random` and sympy's generator."""
-        return LocalSession(self, seed)
+        return LocalSession(self, whole("seed", seed))
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called: it takes no further cells."""
+        return self._closed
+
+    def __copy__(self) -> LocalInterpreter:
+        """Processes have no copies: whoever copies what uses an interpreter shares it."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> LocalInterpreter:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigError(
+            "an interpreter cannot be pickled: its processes are this one's. Name it, as in "
+            "interpreter='local', and each process starts its own"
+        )
 
     def close(self) -> None:
         """End all sessions and helper processes. Safe to call twice."""

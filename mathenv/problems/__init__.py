@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mathenv.errors import ConfigError, DataError
+from mathenv.errors import ConfigError, DataError, whole
 from mathenv.problems import (
     aime24,
     aime25,
@@ -89,8 +89,9 @@ def load_problems(
 
     Raises `ConfigError` for wrong arguments or missing data, `DataError` for a bad row.
     """
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit must be at least 1, not {limit}: leave it out for all problems")
+    if limit is not None:
+        limit = whole("limit (leave it out for all problems)", limit, 1)
+    seed = whole("seed", seed)
     problems = tuple(_load(spec, split, None if data is None else Path(data), limit, seed))
     if not problems:
         raise DataError(f"{_name(spec)} has no problem in split {split!r}")
