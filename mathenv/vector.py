@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from mathenv.env import MathToolEnv
-from mathenv.errors import ConfigError, whole
+from mathenv.errors import ConfigError, InfraError, whole
 from mathenv.problems import load_problems
 from mathenv.types import Problem
 
@@ -199,20 +199,26 @@ class MathToolVectorEnv(SyncVectorEnv):
     def _each(
         self, function: Callable[[int], _Step], indices: Sequence[int]
     ) -> list[tuple[int, _Step]]:
-        """Call for each index in the threads.
+        """Call for each index in the threads; an error is raised when all have come back.
 
-        At an error those that have not begun never do: what one of them meets after a minute, as
-        where no sandbox starts, all would meet one after the other.
+        Where the machinery failed for one, those that have not begun fail with it: what takes a
+        minute, such as a sandbox that does not start, would take one for each of them.
         """
-        futures = [self._pool.submit(function, index) for index in indices]
-        wait(futures, return_when=FIRST_EXCEPTION)
-        failed = [f for f in futures if f.done() and not f.cancelled() and f.exception()]
-        if failed:
+        failures: list[InfraError] = []
+
+        def call(index: int) -> _Step:
+            if failures:
+                raise failures[0]
+            try:
+                return function(index)
+            except InfraError as error:
+                failures.append(error)
+                raise
+
+        futures = [self._pool.submit(call, index) for index in indices]
+        wait(futures)
+        if failures:
             self._begun = False
-            for future in futures:
-                future.cancel()
-            wait(futures)
-            failed[0].result()
         return [(i, future.result()) for i, future in zip(indices, futures, strict=True)]
 
     def _checked(self, actions: Sequence[str]) -> list[str]:

@@ -88,6 +88,7 @@ class Launcher:
             self.control.settimeout(START_SECONDS)
             self.hello = _receive(self.control)[0]
         except TimeoutError:
+            self._launcher.kill()  # it does not listen: `close` would wait for it in vain
             self.close()
             raise SlowStartError(_slow(f"the sandbox (tier {tier}) was not ready")) from None
         except (OSError, InfraError) as error:

@@ -90,7 +90,11 @@ def load_problems(
     Raises `ConfigError` for wrong arguments or missing data, `DataError` for a bad row.
     """
     if limit is not None:
-        limit = whole("limit (leave it out for all problems)", limit, 1)
+        limit = whole("limit", limit)
+        if limit < 1:
+            raise ConfigError(
+                f"limit must be at least 1, not {limit}: leave it out for all problems"
+            )
     seed = whole("seed", seed)
     problems = tuple(_load(spec, split, None if data is None else Path(data), limit, seed))
     if not problems:
