@@ -44,6 +44,10 @@ class SlowStartError(InfraError):
     """Something did not start in time, as on a busy machine: no sign that it cannot."""
 
 
+class NoSpaceError(InfraError):
+    """There was no room on the disk for the folders of a session."""
+
+
 def host_limit(what: str, number: int = errno.EMFILE) -> HostLimitError:
     """The error for what this process could not do because of a limit of its own."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -148,10 +152,15 @@ class Launcher:
         first, and `close` removes the rest. No locks: this also runs in `__del__`.
         """
         self._unused.append(path)
-        deadline = time.monotonic() + _REMOVE_SECONDS
+        self.remove_more(_REMOVE_SECONDS)
+
+    def remove_more(self, seconds: float) -> bool:
+        """Go on with what is left to be removed; False if there was nothing."""
+        deadline, some = time.monotonic() + seconds, bool(self._unused)
         while self._unused and time.monotonic() < deadline:
             with contextlib.suppress(IndexError):  # another thread was faster
                 self._unused.extend(remove_folder(self._unused.pop(), deadline))
+        return some
 
     def close(self) -> None:
         """End the launcher and everything below it. Safe to call twice."""
@@ -190,8 +199,10 @@ def _receive(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
         raise InfraError("the interpreter process ended")
     reply: dict[str, Any] = json.loads(packet)
     if "error" in reply:
-        hint = _AT_LIMIT.get(reply.get("errno", 0))
-        raise InfraError(reply["error"] + (f" ({hint})" if hint else ""))
+        number = reply.get("errno", 0)
+        hint = _AT_LIMIT.get(number)
+        kind = NoSpaceError if number in (errno.ENOSPC, errno.EDQUOT) else InfraError
+        raise kind(reply["error"] + (f" ({hint})" if hint else ""))
     return reply, fds
 
 

@@ -22,6 +22,7 @@ from mathenv.interpreter.launcher import (
     REQUEST_SECONDS,
     START_SECONDS,
     Launcher,
+    NoSpaceError,
     SlowStartError,
     Zygote,
 )
@@ -326,9 +327,16 @@ class LocalInterpreter:
         self.close()
 
     def _start_process(self, seed: int) -> Process:
-        return self._in_slot(
-            lambda: Process.start(self._live_zygote(), self.limits, seed, self._spares)
-        )
+        def start() -> Process:
+            zygote = self._live_zygote()
+            try:
+                return Process.start(zygote, self.limits, seed, self._spares)
+            except NoSpaceError:  # a session that has ended may have filled the disk
+                if not zygote.launcher.remove_more(REQUEST_SECONDS):
+                    raise
+                return Process.start(zygote, self.limits, seed, self._spares)
+
+        return self._in_slot(start)
 
     def _copy_process(self, process: Process) -> Process:
         return self._in_slot(lambda: process.fork(self.limits))

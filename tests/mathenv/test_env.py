@@ -781,7 +781,7 @@ def test_wrappers_that_stack_and_delay_text():
         return gymnasium.make(mathenv.ENV_ID, problems=PROBLEMS, interpreter=CannedInterpreter(OK))
 
     for padding, before in (("reset", ("{q}", "{q}")), ("zero", ("", "")), ("hm", ("hm", "hm"))):
-        env = FrameStackObservation(make_env(), np.int64(3), padding_type=padding)
+        env = FrameStackObservation(make_env(), 3, padding_type=padding)
         question = env.unwrapped.problems[0].question
         stacked, _ = env.reset(seed=0, options={"problem": np.int64(0)})
         assert stacked == (*(text.format(q=question) for text in before), question)

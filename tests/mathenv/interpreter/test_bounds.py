@@ -20,8 +20,9 @@ import pytest
 from mathenv.errors import ConfigError, InfraError
 from mathenv.interpreter import ForkError, Limits, LocalInterpreter
 from mathenv.interpreter.base import RESTARTED, WALL_FACTOR
+from mathenv.interpreter.launcher import NoSpaceError
 from mathenv.interpreter.local import LocalSession
-from mathenv.interpreter.process import CellDeadline
+from mathenv.interpreter.process import CellDeadline, Process
 from mathenv.types import ExecutionStatus
 
 CASES = [
@@ -187,6 +188,36 @@ def test_a_session_that_dies_with_its_zygote_is_infra():
             threading.Timer(0.3, os.kill, (zygote, signal.SIGKILL)).start()
             assert session.run("import time\ntime.sleep(50)").status is ExecutionStatus.INFRA
             assert session.run("1").output == f"{RESTARTED}\n1"
+
+
+def test_out_of_memory_the_kernel_ends_sessions_before_the_host(local):
+    def score(process: str) -> int:
+        return int(Path(f"/proc/{process}/oom_score_adj").read_text())
+
+    with local.session() as session:
+        session.run("1")
+        assert score(session._process._folder().rpartition("/")[2]) > score("self")
+
+
+def test_a_session_that_filled_the_disk_does_not_keep_the_next_from_starting(monkeypatch):
+    """Its files may take longer to remove than its end does."""
+    monkeypatch.setattr("mathenv.interpreter.launcher._REMOVE_SECONDS", 0.0)
+    with LocalInterpreter(LIMITS, tier="seccomp", zygotes=1, spares=0) as interpreter:
+        launcher = interpreter._launchers[-1]
+        start = Process.start
+
+        def full(*args: object) -> Process:
+            if launcher._unused:
+                raise NoSpaceError("No space left on device")
+            return start(*args)
+
+        monkeypatch.setattr(Process, "start", full)
+        with interpreter.session() as session:
+            session.run("for i in range(300):\n    open(str(i), 'w').close()")
+            session.run("import os\nos._exit(1)")
+            assert launcher._unused
+            assert session.run("1").output == f"{RESTARTED}\n1"
+            assert not launcher._unused
 
 
 class Clock:
