@@ -11,6 +11,7 @@ import operator
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -19,10 +20,10 @@ from typing import Any, Literal, get_args
 import gymnasium
 from gymnasium.error import ResetNeeded
 
-from mathenv.errors import ConfigError, InfraError
+from mathenv.errors import ConfigError, InfraError, whole
 from mathenv.grading import GradePolicy, grader_for
 from mathenv.grading.extract import visible_text
-from mathenv.interpreter.base import Interpreter, Limits, Session
+from mathenv.interpreter.base import HostLimitError, Interpreter, Limits, Session
 from mathenv.interpreter.docker import DockerInterpreter
 from mathenv.interpreter.local import TIERS, LocalInterpreter
 from mathenv.problems import load_problems
@@ -163,14 +164,12 @@ class MathToolEnv(gymnasium.Env[str, str]):
         render_mode: str | None = None,
     ) -> None:
         self.problems = load_problems(problems, split, data=data, limit=limit)
-        if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
-            raise ConfigError(f"horizon must be an integer of at least 1, got {horizon!r}")
+        self.horizon = whole("horizon", horizon, 1)
         if order not in get_args(Order):
             raise ConfigError(f"order must be one of {get_args(Order)}, got {order!r}")
         if render_mode not in (None, "ansi"):
             raise ConfigError(f"render_mode must be None or 'ansi', got {render_mode!r}")
         check_protocol(protocol)
-        self.horizon = horizon
         self.protocol, self.say_empty = protocol, say_empty
         _check_interpreter(interpreter, limits)
         if min_tier is not None:
@@ -183,6 +182,7 @@ class MathToolEnv(gymnasium.Env[str, str]):
         self.observation_space = UnicodeText()
         self.action_space = UnicodeText()
         self._interpreter = interpreter
+        self._found: Interpreter | None = None  # the one of that name, once it was needed
         self._limits, self._min_tier = limits or Limits(), min_tier
         self._grader: Grader = (
             grader_for(grader) if isinstance(grader, str | GradePolicy) else grader
@@ -199,15 +199,28 @@ class MathToolEnv(gymnasium.Env[str, str]):
     def interpreter(self) -> Interpreter:
         """What runs the code. A `"local"` or `"docker"` one is started here, at the first cell.
 
+        One of these that somebody has closed is started anew.
+
         Raises:
             ConfigError: `"docker"` lacks its package or its image.
             InfraError: it cannot be started, or is weaker than `min_tier`. This reaches the
                 caller of `step` as well: a machine without a sandbox is no reason to exclude
                 episode after episode.
         """
-        if isinstance(self._interpreter, str):
-            self._interpreter = shared_interpreter(self._interpreter, self._limits, self._min_tier)
-        return self._interpreter
+        if not isinstance(self._interpreter, str):
+            return self._interpreter
+        if self._found is None or _is_closed(self._found):
+            self._found = shared_interpreter(self._interpreter, self._limits, self._min_tier)
+        return self._found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the interpreter of a name, which a copy looks up again.
+
+        `copy.deepcopy` of an environment in the middle of an episode copies its session too, by
+        `Session.fork`, and so makes a branch. To pickle one there is a `ConfigError`, as it is
+        where the interpreter is an object: see `LocalInterpreter`.
+        """
+        return {**self.__dict__, "_found": None}
 
     @property
     def problem(self) -> Problem:
@@ -243,7 +256,7 @@ class MathToolEnv(gymnasium.Env[str, str]):
         Raises:
             ConfigError: for unknown options or a problem that is not there.
         """
-        super().reset(seed=seed)
+        super().reset(seed=None if seed is None else whole("seed", seed, 0))
         if seed is not None:
             self._queue = []
         problem = self._chosen(options or {})  # before anything of the old episode is touched
@@ -264,7 +277,8 @@ class MathToolEnv(gymnasium.Env[str, str]):
         Raises:
             ResetNeeded: before `reset` and after the end of an episode.
             ConfigError: where `action` is not a string.
-            InfraError: where the interpreter cannot be started at all.
+            InfraError: where the interpreter cannot be started at all, or this process may open
+                no more files (`ulimit -n`). The turn was not taken.
         """
         problem = self.problem
         if self._stop is not None:
@@ -359,6 +373,8 @@ class MathToolEnv(gymnasium.Env[str, str]):
             if self._session is None:
                 self._session = interpreter.session(seed=self._session_seed)
             return self._session.run(code)
+        except HostLimitError:  # every other episode would meet it, too
+            raise
         except InfraError as error:
             return ExecutionResult(ExecutionStatus.INFRA, str(error), session_lost=True)
 
@@ -429,6 +445,7 @@ INTERPRETERS: dict[str, Callable[[Limits], Interpreter]] = {
     "docker": DockerInterpreter,
 }
 _shared: dict[tuple[str, Limits], Interpreter] = {}
+_starting: dict[tuple[str, Limits], Future[Interpreter]] = {}
 _shared_lock = threading.Lock()
 
 
@@ -436,7 +453,9 @@ def shared_interpreter(name: str, limits: Limits, min_tier: str | None = None) -
     """Return this process's interpreter of that name and limits. It is closed at exit.
 
     It has the strongest tier that works here: one below `min_tier` is refused, and whoever
-    asks by name alone, such as an environment, later gets the one that was found good.
+    asks by name alone, such as an environment, later gets the one that was found good. One
+    that was closed is replaced. Threads that ask while it starts wait for that one start, and
+    fail with it.
 
     Raises:
         ConfigError: there is none of that name, or its package or image is missing.
@@ -445,15 +464,42 @@ def shared_interpreter(name: str, limits: Limits, min_tier: str | None = None) -
     _check_interpreter(name, limits)
     if min_tier is not None:
         _check_name(min_tier)
+    key, mine = (name, limits), False
     with _shared_lock:
-        if (name, limits) not in _shared:
-            interpreter = _shared[name, limits] = INTERPRETERS[name](limits)
-            # Unlike `atexit`, this also runs at the end of `multiprocessing` workers.
-            Finalize(None, interpreter.close, exitpriority=100)
-        interpreter = _shared[name, limits]
+        interpreter = _shared.get(key)
+        if interpreter is None or _is_closed(interpreter):
+            interpreter, mine = None, key not in _starting
+            start = _starting.setdefault(key, Future())
+    if interpreter is None:
+        if mine:
+            _start_shared(key, start)
+        interpreter = start.result()
     if min_tier is not None:
         _check_tier(interpreter, min_tier)
     return interpreter
+
+
+def _start_shared(key: tuple[str, Limits], start: Future[Interpreter]) -> None:
+    """Start an interpreter once for all threads that wait for it."""
+    name, limits = key
+    try:
+        interpreter = INTERPRETERS[name](limits)
+    except BaseException as error:
+        with _shared_lock:
+            del _starting[key]
+        start.set_exception(error)
+        return
+    # Unlike `atexit`, this also runs at the end of `multiprocessing` workers.
+    Finalize(None, interpreter.close, exitpriority=100)
+    with _shared_lock:
+        _shared[key] = interpreter
+        del _starting[key]
+    start.set_result(interpreter)
+
+
+def _is_closed(interpreter: Interpreter) -> bool:
+    """Whether it says so: the protocol does not ask that of those who bring their own."""
+    return bool(getattr(interpreter, "closed", False))
 
 
 def _check_name(tier: str) -> None:
@@ -475,6 +521,7 @@ def _forget_after_fork() -> None:
     global _shared_lock
     _shared_lock = threading.Lock()
     _shared.clear()
+    _starting.clear()
 
 
 os.register_at_fork(after_in_child=_forget_after_fork)

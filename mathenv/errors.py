@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class MathEnvError(Exception):
@@ -53,3 +55,25 @@ def install_hint(extra: str) -> str:
     From the source alone: the project called mathenv on a package index need not be this one.
     """
     return f'pip install -e ".[{extra}]" in the folder of this project\'s source'
+
+
+def whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+    """Return `value` as an `int`: any kind of integer is one, NumPy's too, but not True and False.
+
+    Raises:
+        ConfigError: it is none, or not within the bounds.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    low, high = least is not None, most is not None
+    bounds = f" from {least} to {most}" if high else f" of at least {least}" if low else ""
+    if (
+        number is None
+        or isinstance(value, bool)
+        or (least is not None and number < least)
+        or (most is not None and number > most)
+    ):
+        raise ConfigError(f"{name} must be an integer{bounds}, got {value!r}")
+    return number

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Space
+from gymnasium.vector.utils import create_empty_array
+from gymnasium.wrappers.utils import create_zero_array
 
-from mathenv.errors import ConfigError
+from mathenv.errors import ConfigError, whole
 
 # What `sample` draws from. Short on purpose: samples only have to be valid members.
 _SAMPLE_CHARS = np.array(list(string.printable))
@@ -29,10 +31,10 @@ class UnicodeText(Space[str]):
     def __init__(
         self, max_length: int = 1_000_000, *, seed: int | np.random.Generator | None = None
     ) -> None:
-        if max_length < 0:
-            raise ConfigError(f"max_length must not be negative, got {max_length}")
+        if seed is not None and not isinstance(seed, np.random.Generator):
+            seed = whole("seed", seed, 0)
         super().__init__(seed=seed)
-        self.max_length = max_length
+        self.max_length = whole("max_length", max_length, 0)
 
     @property
     def is_np_flattenable(self) -> bool:
@@ -66,3 +68,19 @@ class UnicodeText(Space[str]):
 
     def __repr__(self) -> str:
         return f"UnicodeText({self.max_length})"
+
+
+def _empty_text(space: UnicodeText) -> str:
+    """What wrappers fill up with that need an observation before there is one."""
+    return ""
+
+
+def _empty_batch(
+    space: UnicodeText, n: int | None = 1, fn: Callable[..., np.ndarray] = np.zeros
+) -> Any:
+    """A member of the batched space, or of the space itself without `n`."""
+    return "" if n is None else ("",) * n
+
+
+create_zero_array.register(UnicodeText, _empty_text)
+create_empty_array.register(UnicodeText, _empty_batch)

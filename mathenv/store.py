@@ -7,6 +7,7 @@ added there with a default is stored, and files without it stay readable.
 from __future__ import annotations
 
 import json
+import operator
 import os
 import threading
 import types
@@ -289,7 +290,9 @@ def _line(trajectory: Trajectory) -> bytes:
     try:
         # ASCII only: a lone surrogate in an output survives, and no reader breaks the
         # line at U+2028. NaN is not JSON and would poison training later.
-        return json.dumps(row, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        # NumPy's integers become plain ones.
+        text = json.dumps(row, allow_nan=False, separators=(",", ":"), default=operator.index)
+        return text.encode() + b"\n"
     except ValueError as error:
         raise DataError(f"{trajectory.key!r} cannot be stored: {error}") from None
 

@@ -6,7 +6,6 @@ memory or into NumPy's fixed-width string arrays, which cut text and drop traili
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -22,7 +21,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from mathenv.env import MathToolEnv
-from mathenv.errors import ConfigError
+from mathenv.errors import ConfigError, InfraError, whole
 from mathenv.problems import load_problems
 from mathenv.types import Problem
 
@@ -90,23 +89,35 @@ class MathToolVectorEnv(SyncVectorEnv):
         threads: int | None = None,
         **settings: Any,
     ) -> None:
-        if num_envs < 1 or (threads is not None and threads < 1):
-            raise ConfigError(f"num_envs={num_envs}, threads={threads}: must be at least 1")
+        num_envs = whole("num_envs", num_envs, 1)
+        most = _THREADS_PER_CPU * (os.cpu_count() or 1)
+        self._threads = min(num_envs, most if threads is None else whole("threads", threads, 1))
         loaded = load_problems(problems, split, data=data, limit=limit)
         if shard and len(loaded) < num_envs:
             raise ConfigError(f"{len(loaded)} problems cannot be sharded over {num_envs}")
         if max_episode_steps is not None:
-            wrappers = [partial(TimeLimit, max_episode_steps=max_episode_steps), *wrappers]
+            most_steps = whole("max_episode_steps", max_episode_steps, 1)
+            wrappers = [partial(TimeLimit, max_episode_steps=most_steps), *wrappers]
         shards = [loaded[i::num_envs] if shard else loaded for i in range(num_envs)]
         super().__init__(
             [partial(_make, mine, settings, wrappers) for mine in shards],
             autoreset_mode=_autoreset(autoreset_mode),
         )
-        most = threads or _THREADS_PER_CPU * (os.cpu_count() or 1)
-        self._pool = ThreadPoolExecutor(min(num_envs, most), thread_name_prefix="mathenv-vector")
+        self._pool = self._new_pool()
         self._texts = [""] * num_envs
         self._ended = np.ones(num_envs, dtype=np.bool_)
         self._begun = False
+
+    def _new_pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._threads, thread_name_prefix="mathenv-vector")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the threads: see `MathToolEnv` for what is copied with a running episode."""
+        return {name: value for name, value in self.__dict__.items() if name != "_pool"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._pool = self._new_pool()
 
     def reset(
         self,
@@ -145,7 +156,8 @@ class MathToolVectorEnv(SyncVectorEnv):
         Raises:
             ConfigError: `actions` is not one string per environment.
             ResetNeeded: before `reset`; with autoreset off, for environments that ended.
-            InfraError: as in `MathToolEnv.step`. The others have taken their step by then.
+            InfraError: as in `MathToolEnv.step`. Some of the others have taken their step by
+                then, so `reset` comes next.
         """
         texts = self._checked(actions)
         if not self._begun:
@@ -187,9 +199,26 @@ class MathToolVectorEnv(SyncVectorEnv):
     def _each(
         self, function: Callable[[int], _Step], indices: Sequence[int]
     ) -> list[tuple[int, _Step]]:
-        """Call for each index in the threads; an error is raised when all have come back."""
-        futures = [self._pool.submit(function, index) for index in indices]
+        """Call for each index in the threads; an error is raised when all have come back.
+
+        Where the machinery failed for one, those that have not begun fail with it: what takes a
+        minute, such as a sandbox that does not start, would take one for each of them.
+        """
+        failures: list[InfraError] = []
+
+        def call(index: int) -> _Step:
+            if failures:
+                raise failures[0]
+            try:
+                return function(index)
+            except InfraError as error:
+                failures.append(error)
+                raise
+
+        futures = [self._pool.submit(call, index) for index in indices]
         wait(futures)
+        if failures:
+            self._begun = False
         return [(i, future.result()) for i, future in zip(indices, futures, strict=True)]
 
     def _checked(self, actions: Sequence[str]) -> list[str]:
@@ -215,11 +244,11 @@ class MathToolVectorEnv(SyncVectorEnv):
     def _seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
         if seed is None:
             return [None] * self.num_envs
-        if isinstance(seed, Sequence):
+        if isinstance(seed, Sequence | np.ndarray):
             if len(seed) != self.num_envs:
                 raise ConfigError(f"{len(seed)} seeds for {self.num_envs} environments")
-            return seed
-        first = operator.index(seed)
+            return list(seed)
+        first = whole("seed", seed, 0)
         return range(first, first + self.num_envs)
 
 

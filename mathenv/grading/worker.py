@@ -170,13 +170,24 @@ def _reply(replies: int, message: dict[str, Any]) -> None:
     os.write(replies, json.dumps(message).encode() + b"\n")  # below PIPE_BUF: atomic
 
 
-def _obituary(status: int, state: mmap.mmap) -> dict[str, Any] | None:
-    """Describe the job that the dead child was working on, if any."""
+# What no comparison brings upon itself: a child has no limit that ends in one of these.
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+
+
+def _obituary(status: int, peak: int, state: mmap.mmap, most: int) -> dict[str, Any] | None:
+    """Describe the job that the dead child was working on, if any.
+
+    `peak` and `most` are the bytes it used and those it may use: where it is near the limit, the
+    kernel that has run out of memory killed the right one.
+    """
     job, stage = _STATE.unpack(state[:])
     if stage == IDLE:
         return None
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    if number == signal.SIGALRM:
+    if number in _FROM_OUTSIDE and peak < most / 2:
+        name = signal.Signals(number).name
+        verdict, detail = "infra", f"the grading worker was killed from outside ({name})"
+    elif number == signal.SIGALRM:
         verdict, detail = "infra", "wall limit reached before the CPU limit: overloaded machine"
     elif stage == leaf.PARSING_GOLD:
         verdict, detail = "gold_error", "the reference answer takes too long to parse"
@@ -205,10 +216,11 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             _work(replies, state, megabytes)
-        _, status = os.waitpid(child, 0)
+        _, status, usage = os.wait4(child, 0)
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
             return
-        message = _obituary(status, state)
+        peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        message = _obituary(status, peak, state, megabytes * 1024**2)
         if message is not None:
             _reply(replies, message)
         served = message is not None or os.waitstatus_to_exitcode(status) == _RECYCLE

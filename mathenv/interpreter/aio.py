@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from mathenv.errors import ConfigError, InfraError
+from mathenv.errors import ConfigError, InfraError, whole
 from mathenv.interpreter.base import Interpreter, Session
 from mathenv.types import ExecutionResult
 
@@ -67,7 +67,7 @@ class AsyncInterpreter:
                 result = await session.run("1 + 1")
 
     At most `max_sessions` sessions are open and `max_running` cells run at once (default:
-    two per core; more would only make each other late, since a cell's limit is wall time).
+    two per core; more would wait for processors, at most ten times as long as a cell may run).
     Others wait their turn, first come first served, without a thread. `interpreter` stays
     its owner's to close. Raises `ConfigError` for a bound below one.
     """
@@ -81,8 +81,10 @@ class AsyncInterpreter:
         wait_seconds: float = 60.0,
     ) -> None:
         running = 2 * (os.cpu_count() or 1) if max_running is None else max_running
-        if max_sessions < 1 or running < 1:
-            raise ConfigError("max_sessions and max_running must be at least 1")
+        max_sessions, running = (
+            whole("max_sessions", max_sessions, 1),
+            whole("max_running", running, 1),
+        )
         self.interpreter, self.wait_seconds = interpreter, wait_seconds
         self._places = asyncio.Semaphore(max_sessions)
         self._threads = ThreadPoolExecutor(running, thread_name_prefix="cells")

@@ -8,7 +8,6 @@ runs in a cell, so nothing that protects others may depend on it: see `sandbox.p
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # in C, and has no stubs; see _set_handler
-import _thread
 import ast
 import builtins
 import contextlib
@@ -53,7 +52,6 @@ if sys.version_info < (3, 13):
     _unchanged = _tag.value
 else:
     _tag, _unchanged = ctypes.c_uint64(1), 0
-_count_threads = _thread._count
 
 
 def place_descriptors(channel: int, output: int, *others: int) -> Iterator[int]:
@@ -156,7 +154,7 @@ class Session:
                 continue
 
     def run_cell(self, code: str) -> dict[str, Any]:
-        """Run one cell; the reply holds status, text, lost, threads."""
+        """Run one cell; the reply holds status, text, omitted, lost."""
         self.count += 1
         self._prepare()
         status, text, lost = "ok", "", False
@@ -179,13 +177,7 @@ class Session:
             status, text = "error", _report(error)
         self._flush()
         text, omitted = _cut(text, ERROR_CHARS if status != "ok" else MAX_FRAME // 16)
-        return {
-            "status": status,
-            "text": text,
-            "omitted": omitted,
-            "lost": lost,
-            "threads": _count_threads() + 1,
-        }
+        return {"status": status, "text": text, "omitted": omitted, "lost": lost}
 
     def _prepare(self) -> None:
         """Undo what an earlier cell may have done to the process."""
@@ -244,11 +236,8 @@ class Session:
         descriptors: list[int] = []
         try:
             descriptors = _receive_descriptors(self.channel, 2)
-            threads = _count_threads()
-            if threads:
-                raise RuntimeError(f"{threads} threads of earlier cells still run in it")
             copy = self.fork()
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             copy, answer = -1, {"error": str(error)}
         if copy == 0:
             self._become_copy(*descriptors)

@@ -22,10 +22,10 @@ import weakref
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 
-from mathenv.errors import ConfigError, InfraError
-from mathenv.interpreter.base import ForkError, Limits
+from mathenv.errors import ConfigError, InfraError, whole
+from mathenv.interpreter.base import WALL_FACTOR, ForkError, Limits
 from mathenv.interpreter.container import MAX_FRAME, encode, fingerprint
 from mathenv.interpreter.engine import BUILD, Engine, Resources
 from mathenv.interpreter.launcher import START_SECONDS
@@ -225,6 +225,16 @@ class DockerSession:
         self._closed = True
         self._discard()
 
+    def __deepcopy__(self, memo: object) -> DockerSession:
+        """A copy of the session is a fork. Raises as `fork` does."""
+        return self.fork()
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigError(
+            "a session that runs cannot be pickled: end the episode first, or branch from it "
+            "with copy.deepcopy or Session.fork()"
+        )
+
     def __enter__(self) -> DockerSession:
         return self
 
@@ -246,7 +256,7 @@ class DockerSession:
         limits = self._interpreter.limits
         reply = self._container.request(
             {"op": "run", "session": self._name, "seed": self._seed, "lost": lost, "code": code},
-            limits.cell_seconds + limits.grace_seconds + SLACK_SECONDS,
+            WALL_FACTOR * (limits.cell_seconds + limits.grace_seconds) + SLACK_SECONDS,
         )
         try:
             return ExecutionResult(
@@ -299,9 +309,8 @@ class DockerInterpreter:
     ) -> None:
         if min_tier is not None and min_tier not in TIERS:
             raise ConfigError(f"min_tier={min_tier!r}: choose one of {', '.join(TIERS)}")
-        for name, value in (("containers", containers), ("max_sessions", max_sessions)):
-            if value < 1:
-                raise ConfigError(f"{name}={value}: must be at least 1")
+        containers = whole("containers", containers, 1)
+        max_sessions = whole("max_sessions", max_sessions, 1)
         self.limits = limits
         memory = memory_bytes or 2 * limits.memory_bytes + (512 << 20)
         resources = Resources(image, max_sessions, memory, cpus, runtime, limits)
@@ -329,7 +338,25 @@ class DockerInterpreter:
 
     def session(self, *, seed: int = 0) -> DockerSession:
         """A new empty session; `seed` sets `random`, `numpy.random` and sympy's generator."""
-        return DockerSession(self, seed)
+        return DockerSession(self, whole("seed", seed))
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called: it takes no further cells."""
+        return self._closed
+
+    def __copy__(self) -> DockerInterpreter:
+        """Containers have no copies: whoever copies what uses an interpreter shares it."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> DockerInterpreter:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigError(
+            "an interpreter cannot be pickled: its containers are this process's. Name it, as in "
+            "interpreter='docker', and each process starts its own"
+        )
 
     def close(self) -> None:
         """End all sessions and remove the containers. Safe to call twice."""

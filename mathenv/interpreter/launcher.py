@@ -3,32 +3,69 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
+import resource
+import secrets
 import select
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mathenv.errors import ConfigError, InfraError
+from mathenv.interpreter.base import HostLimitError
 
 UNPRIVILEGED_UID = 65534  # "nobody", used when the host runs as root
 START_SECONDS = 60.0  # importing sympy on a busy machine
 REQUEST_SECONDS = 30.0
 CLOSE_SECONDS = 5.0
 PATIENCE = "MATHENV_PATIENCE"
-_MOST_LOAD = 20.0  # processes that want each processor; more do not make the wait longer
+_MOST_LOAD = 5.0  # processes that want each processor; more do not make the wait longer
 _RUNNER = Path(__file__).with_name("runner.py")
+
+
+_REMOVE_SECONDS = 0.2  # spent on the files of one session while somebody waits
+_AT_LIMIT = {
+    errno.EMFILE: "this process may not open more files; raise the limit (ulimit -n)",
+    errno.ENFILE: "this machine has no more open files (sysctl fs.file-max)",
+    errno.EAGAIN: "no more processes may be started (ulimit -u, kernel.pid_max, pids.max)",
+    errno.ENOMEM: "this machine is out of memory",
+}
 
 
 class SlowStartError(InfraError):
     """Something did not start in time, as on a busy machine: no sign that it cannot."""
+
+
+class NoSpaceError(InfraError):
+    """There was no room on the disk for the folders of a session."""
+
+
+def host_limit(what: str, number: int = errno.EMFILE) -> HostLimitError:
+    """The error for what this process could not do because of a limit of its own."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    count = f": it may open {files}, and a session takes 3" if number == errno.EMFILE else ""
+    return HostLimitError(f"{what}: {_AT_LIMIT[number]}, or use fewer sessions{count}")
+
+
+@contextlib.contextmanager
+def refuses_at_limit(what: str) -> Iterator[None]:
+    """Raise `HostLimitError` where a call in the block meets a limit of this process."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _AT_LIMIT:
+            raise
+        raise host_limit(what, error.errno) from error
 
 
 class Launcher:
@@ -38,24 +75,34 @@ class Launcher:
         self.tier = tier
         self.host_pid = os.getpid()
         self._lock = threading.Lock()
-        self.root = tempfile.mkdtemp(prefix="mathenv-") if tier != "namespaces" else None
-        uid = os.getuid() or UNPRIVILEGED_UID
-        config = {"tier": tier, "uid": uid, "scratch": self.root, "host_pid": self.host_pid}
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
-        try:
-            self._launcher = self._launch(theirs, config)
-        finally:
-            theirs.close()
+        self._unused: deque[str] = deque()  # folders that nobody has had the time to remove
+        with contextlib.ExitStack() as undo, refuses_at_limit("no sandbox can be started"):
+            # Else `tempfile` would say that there is no folder for temporary files.
+            os.close(os.open(os.devnull, os.O_RDONLY))
+            self.root = tempfile.mkdtemp(prefix="mathenv-") if tier != "namespaces" else None
+            undo.callback(lambda: self.root and remove_folder(self.root))
+            uid = os.getuid() or UNPRIVILEGED_UID
+            config = {"tier": tier, "uid": uid, "scratch": self.root, "host_pid": self.host_pid}
+            self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(self.control.close)
+            with theirs:
+                self._errors = open(os.memfd_create("errors"), "w+b")  # noqa: SIM115 - for `close`
+                undo.callback(self._errors.close)
+                self._launcher = self._launch(theirs, config)
+            undo.pop_all()  # from here on `close` does it
         seconds = patience(START_SECONDS)
         try:
             self.control.settimeout(seconds)
             self.hello = _receive(self.control)[0]
-        except (OSError, InfraError) as error:
-            said = _said(error, seconds, f"the sandbox of tier {tier} did not start")
-            text = f"{said} {self._stderr()}".strip()
+        except TimeoutError:
+            self._launcher.kill()  # it does not listen: `close` would wait for it in vain
             self.close()
-            raise _kind(error)(text) from None
+            what = f"the sandbox (tier {tier}), which imports sympy and numpy, was not ready"
+            raise SlowStartError(too_slow(what, seconds)) from None
+        except (OSError, InfraError) as error:
+            text = f"{error} {self._stderr()}".strip()
+            self.close()
+            raise InfraError(text) from None
 
     def _launch(self, theirs: socket.socket, config: dict[str, Any]) -> subprocess.Popen[bytes]:
         # -s -P with an environment of our own is -I, except that -I would ignore
@@ -84,8 +131,9 @@ class Launcher:
 
     def new_zygote(self) -> Zygote:
         """Fork a zygote from the nursery. Raises `InfraError`."""
-        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         seconds = patience(REQUEST_SECONDS)
+        with refuses_at_limit("no sandbox can be started"):
+            control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with self._lock:
                 socket.send_fds(self.control, [b"{}"], [theirs.fileno()])
@@ -95,13 +143,31 @@ class Launcher:
         except (OSError, InfraError) as error:
             theirs.close()
             control.close()
-            said = _said(error, seconds, "there was none")
+            late = isinstance(error, TimeoutError)
+            said = too_slow("none was ready", seconds) if late else str(error)
             text = f"no zygote could be started: {said} {self._stderr()}".strip()
             raise _kind(error)(text) from None
         return Zygote(self, control)
 
     def alive(self) -> bool:
         return os.getpid() == self.host_pid and self._launcher.poll() is None
+
+    def remove(self, path: str) -> None:
+        """Remove a folder below `root` in which nothing runs any more; much of it later.
+
+        Code can make more files than are removed while somebody waits: the newest folder comes
+        first, and `close` removes the rest. No locks: this also runs in `__del__`.
+        """
+        self._unused.append(path)
+        self.remove_more(_REMOVE_SECONDS)
+
+    def remove_more(self, seconds: float) -> bool:
+        """Go on with what is left to be removed; False if there was nothing."""
+        deadline, some = time.monotonic() + seconds, bool(self._unused)
+        while self._unused and time.monotonic() < deadline:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                self._unused.extend(remove_folder(self._unused.pop(), deadline))
+        return some
 
     def close(self) -> None:
         """End the launcher and everything below it. Safe to call twice."""
@@ -139,12 +205,12 @@ def patience(seconds: float) -> float:
     return seconds * factor * min(max(1.0, load), _MOST_LOAD)
 
 
-def _said(error: Exception, seconds: float, late: str) -> str:
-    """Return what an error says; of a time-out, what was late and how to wait longer."""
-    if not isinstance(error, TimeoutError):
-        return str(error)
+def too_slow(what: str, seconds: float) -> str:
+    """The sentence for something that was not there after `seconds`, and what to do."""
+    load, processors = os.getloadavg()[0], os.cpu_count()
     return (
-        f"{late} within {seconds:.0f} s. This machine is busy: run less at the same time, or "
+        f"{what} within {seconds:.3g} s: this machine is too busy (load {load:.1f} on "
+        f"{processors} processors) or its disk too slow. Try again when less runs beside it, or "
         f"set {PATIENCE}=4 to wait four times as long"
     )
 
@@ -159,7 +225,10 @@ def _receive(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
         raise InfraError("the interpreter process ended")
     reply: dict[str, Any] = json.loads(packet)
     if "error" in reply:
-        raise InfraError(reply["error"])
+        number = reply.get("errno", 0)
+        hint = _AT_LIMIT.get(number)
+        kind = NoSpaceError if number in (errno.ENOSPC, errno.EDQUOT) else InfraError
+        raise kind(reply["error"] + (f" ({hint})" if hint else ""))
     return reply, fds
 
 
@@ -174,7 +243,10 @@ class Zygote:
         self._lock = threading.Lock()
 
     def request(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
-        """Ask the zygote. Raises `InfraError`, after which `alive` may be False."""
+        """Ask the zygote. Raises `InfraError`, after which `alive` may be False.
+
+        Fewer descriptors than expected come with the answer where this process may not open more.
+        """
         with self._lock:
             dead = [self.dead.popleft() for _ in range(len(self.dead))]
             data = json.dumps({**message, "dead": dead}).encode()
@@ -185,7 +257,8 @@ class Zygote:
                 return _receive(self.control)
             except OSError as error:
                 self.close()
-                said = _said(error, seconds, "it said nothing")
+                late = isinstance(error, TimeoutError)
+                said = too_slow("it said nothing", seconds) if late else str(error)
                 text = f"the interpreter process does not answer: {said}"
                 raise _kind(error)(text) from error
             except InfraError:
@@ -194,12 +267,22 @@ class Zygote:
                 self.close()
                 raise
 
+    def refuse(self, pid: int, fds: list[int]) -> None:
+        """End a process that this one cannot take over, having got only these descriptors."""
+        for fd in fds:
+            os.close(fd)
+        self.request({"op": "end", "pid": pid}, [])
+
     def alive(self) -> bool:
+        return not self.ends(0)
+
+    def ends(self, seconds: float) -> bool:
+        """Whether the zygote is not there any more, or ends within some seconds."""
         if os.getpid() != self.host_pid or self.control.fileno() < 0:
-            return False
+            return True
         poll = select.poll()
         poll.register(self.control, 0)  # POLLHUP is always reported
-        return not poll.poll(0)
+        return bool(poll.poll(seconds * 1000))
 
     def close(self) -> None:
         """End the zygote and its sessions. Safe to call twice."""
@@ -207,25 +290,28 @@ class Zygote:
             self.control.close()
 
 
-def remove_folder(path: str) -> None:
-    """Remove a folder that hostile code may have filled.
+def remove_folder(path: str, deadline: float = math.inf) -> list[str]:
+    """Remove a folder that hostile code may have filled; what is left at `deadline`, if any.
 
     Subfolders move up before they are emptied, so that depth does not matter
     (`shutil.rmtree` fails with RecursionError at 3,000 levels), and folders that the cell
     has locked are opened. Nothing may run in the folder any more.
     """
-    pending, moved = [path], 0
+    pending = [path]
     with contextlib.suppress(OSError):
-        os.chmod(path, 0o700)
         while pending:
             folder = pending.pop()
+            os.chmod(folder, 0o700)  # the cell may have locked it
             with os.scandir(folder) as entries:
                 for entry in entries:
+                    if time.monotonic() > deadline:
+                        return [folder, *pending]
                     if not entry.is_dir(follow_symlinks=False):
                         os.unlink(entry.path)
                         continue
-                    moved += 1
-                    os.chmod(entry.path, 0o700)  # the cell may have locked it
-                    os.rename(entry.path, f"{path}-{moved}")
-                    pending.append(f"{path}-{moved}")
+                    moved = f"{os.path.dirname(path)}/mathenv-{secrets.token_hex(8)}"
+                    os.chmod(entry.path, 0o700)
+                    os.rename(entry.path, moved)
+                    pending.append(moved)
             os.rmdir(folder)
+    return []

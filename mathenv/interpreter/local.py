@@ -14,25 +14,27 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
-from mathenv.errors import ConfigError, InfraError
-from mathenv.interpreter.base import RESTARTED, ForkError, Limits
+from mathenv.errors import ConfigError, InfraError, whole
+from mathenv.interpreter.base import RESTARTED, ForkError, HostLimitError, Limits
 from mathenv.interpreter.launcher import (
-    PATIENCE,
     REQUEST_SECONDS,
     START_SECONDS,
     Launcher,
+    NoSpaceError,
     SlowStartError,
     Zygote,
     patience,
+    too_slow,
 )
 from mathenv.interpreter.output import OutputBuffer, clean, clip
-from mathenv.interpreter.process import MAX_FRAME, End, Process
+from mathenv.interpreter.process import MAX_FRAME, CellDeadline, Deadline, End, Process
 from mathenv.types import ExecutionResult, ExecutionStatus
 
 TIERS = ("namespaces", "seccomp", "rlimits")  # strongest first
 DEFAULT_LIMITS = Limits()
+ORPHAN_SECONDS = 0.1  # between the ends of a session and of its zygote, where one kills the other
 
 
 class LocalSession:
@@ -44,7 +46,11 @@ class LocalSession:
         self._lost = self._restarted = self._closed = False
 
     def run(self, code: str) -> ExecutionResult:
-        """Run one cell. Raises `ConfigError` only if the session or interpreter is closed."""
+        """Run one cell. See `Session.run` for what it may raise.
+
+        Returns at the latest some seconds after the time and the grace of the cell are over,
+        whatever its code does.
+        """
         started = time.monotonic()
         if self._closed:
             raise ConfigError("the session is closed: open a new one with Interpreter.session()")
@@ -83,6 +89,16 @@ class LocalSession:
         self._closed = True
         self._discard()
 
+    def __deepcopy__(self, memo: object) -> LocalSession:
+        """A copy of the session is a fork. Raises as `fork` does."""
+        return self.fork()
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigError(
+            "a session that runs cannot be pickled: end the episode first, or branch from it "
+            "with copy.deepcopy or Session.fork()"
+        )
+
     def __enter__(self) -> LocalSession:
         return self
 
@@ -112,6 +128,9 @@ class LocalSession:
             elif not self._process.zygote.alive():
                 raise InfraError("the interpreter process has ended")
             status, report = self._run_in(self._process, code, output)
+        except HostLimitError:
+            self._discard()
+            raise
         except InfraError as error:
             self._discard()
             return ExecutionStatus.INFRA, [f"InfraError: {error}"]
@@ -127,22 +146,25 @@ class LocalSession:
     ) -> tuple[ExecutionStatus, list[str | int]]:
         limits = self._interpreter.limits
         nonce, interrupted = secrets.token_hex(8), False
-        process.send({"nonce": nonce, "code": code})
-        reply = process.receive(time.monotonic() + limits.cell_seconds, output, limits.output_bytes)
-        if reply is End.LATE:
-            interrupted = True
-            process.signal(signal.SIGINT)
-            grace = time.monotonic() + limits.grace_seconds
-            reply = process.receive(grace, output, limits.output_bytes)
+        deadline = CellDeadline(process, limits.cell_seconds)
+        reply: dict[str, Any] | End = End.LATE
+        if process.send({"nonce": nonce, "code": code}, deadline):
+            reply = process.receive(deadline, output, limits.output_bytes)
+            if reply is End.LATE:
+                interrupted = True
+                process.signal(signal.SIGINT)
+                grace = CellDeadline(process, limits.grace_seconds)
+                reply = process.receive(grace, output, limits.output_bytes)
         if isinstance(reply, dict) and reply.get("nonce") == nonce:
+            process.rest()
             process.drain(output, limits.output_bytes)
-            return self._finished(process, reply, interrupted)
+            return self._finished(reply, interrupted)
         verdict = self._verdict(process, End.GARBAGE if isinstance(reply, dict) else reply)
         self._discard()
         return verdict
 
     def _finished(
-        self, process: Process, reply: dict[str, Any], interrupted: bool
+        self, reply: dict[str, Any], interrupted: bool
     ) -> tuple[ExecutionStatus, list[str | int]]:
         status, text, omitted = reply.get("status"), reply.get("text"), reply.get("omitted")
         # A text is no longer than the memory; a number of 4,301 digits could not be printed.
@@ -151,9 +173,6 @@ class LocalSession:
             status, text, omitted = "died", "SessionDied: the session sent an unreadable reply", 0
         if status == "died" or reply.get("lost"):
             self._discard()
-        elif reply.get("threads") != 1:  # threads of this cell must not use CPU between cells
-            process.signal(signal.SIGSTOP)
-            process.stopped = True
         if interrupted:
             seconds = self._interpreter.limits.cell_seconds
             names = "kept" if self._process else "lost"
@@ -165,7 +184,13 @@ class LocalSession:
         return ExecutionStatus(status), [clean(text)]
 
     def _verdict(self, process: Process, end: End) -> tuple[ExecutionStatus, list[str | int]]:
-        """Name what ended a session that did not answer."""
+        """Name what ended a session that did not answer.
+
+        Raises `InfraError` only where our own processes have failed, never for what became of
+        the session's: a cell that can arrange an end that looks like none of its own would drop
+        out of what is counted. So a session that an operator or the kernel, out of memory,
+        has killed counts as `died`, unless its own use of memory or CPU time explains it.
+        """
         limits = self._interpreter.limits
         if end is End.LATE:
             text = f"TimeoutError: the cell ran longer than {limits.cell_seconds:g} s"
@@ -177,25 +202,25 @@ class LocalSession:
             return ExecutionStatus.DIED, [
                 "SessionDied: the cell used or closed the control channel"
             ]
-        return _cause_of_death(process.autopsy(), limits)
+        report = process.autopsy()
+        if report["code"] == -signal.SIGKILL and process.zygote.ends(ORPHAN_SECONDS):
+            raise InfraError("the interpreter process has ended, and the session with it")
+        return _cause_of_death(report, limits)
 
 
 def _cause_of_death(
     report: dict[str, Any], limits: Limits
 ) -> tuple[ExecutionStatus, list[str | int]]:
     code = int(report["code"])
-    # A cell cannot send this, and has no timer or limit that does: the kernel or an operator did.
-    if code == -signal.SIGKILL:
-        # Half: the kernel enforces the limit by counting ticks, which is not what it reports.
-        if report["cpu"] >= 0.5 * limits.session_cpu_seconds:
-            text = (
-                f"TimeoutError: the session used its {limits.session_cpu_seconds:g} s of CPU time"
-            )
-            return ExecutionStatus.TIMEOUT, [text]
-        if report["rss"] >= limits.memory_bytes / 2:
-            return ExecutionStatus.MEMORY, ["MemoryError: the session was killed, out of memory"]
-        used = f"{report['cpu']:.2f} s of CPU time and {report['rss'] / 2**20:.0f} MiB"
-        raise InfraError(f"the session was killed from outside after {used}")
+    # No code can send SIGXCPU: only the kernel does, at the soft limit. Code that ignores it is
+    # killed at the hard one. Half, because the kernel enforces the limit by counting ticks, and
+    # reports what it has measured.
+    killed = code == -signal.SIGKILL
+    if code == -signal.SIGXCPU or (killed and report["cpu"] >= limits.session_cpu_seconds / 2):
+        text = f"TimeoutError: the session used its {limits.session_cpu_seconds:g} s of CPU time"
+        return ExecutionStatus.TIMEOUT, [text]
+    if killed and report["rss"] >= limits.memory_bytes / 2:
+        return ExecutionStatus.MEMORY, ["MemoryError: the session was killed, out of memory"]
     if code == -signal.SIGSYS:
         return ExecutionStatus.BLOCKED, ["SessionDied: forbidden system call"]
     how = f"with exit code {code}" if code >= 0 else f"by {_name_of(-code)}"
@@ -236,12 +261,9 @@ class LocalInterpreter:
                 raise ConfigError(f"{name}={value!r}: choose one of {', '.join(TIERS)}")
         if tier and min_tier and TIERS.index(tier) > TIERS.index(min_tier):
             raise ConfigError(f"tier={tier!r} is weaker than min_tier={min_tier!r}")
-        if max_sessions is not None and max_sessions < 1:
-            raise ConfigError(f"max_sessions={max_sessions}: must be at least 1, or None")
-        if zygotes < 1:
-            raise ConfigError(f"zygotes={zygotes}: must be at least 1")
-        if spares < 0:
-            raise ConfigError(f"spares={spares}: must not be negative")
+        if max_sessions is not None:
+            max_sessions = whole("max_sessions", max_sessions, 1)
+        zygotes, spares = whole("zygotes", zygotes, 1), whole("spares", spares, 0)
         if sys.platform != "linux":
             raise InfraError("LocalInterpreter needs Linux: use the Docker interpreter here")
         self.limits, self._spares = limits, spares
@@ -275,7 +297,25 @@ class LocalInterpreter:
 
     def session(self, *, seed: int = 0) -> LocalSession:
         """A new empty session; `seed` sets `random`, `numpy.random` and sympy's generator."""
-        return LocalSession(self, seed)
+        return LocalSession(self, whole("seed", seed))
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called: it takes no further cells."""
+        return self._closed
+
+    def __copy__(self) -> LocalInterpreter:
+        """Processes have no copies: whoever copies what uses an interpreter shares it."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> LocalInterpreter:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigError(
+            "an interpreter cannot be pickled: its processes are this one's. Name it, as in "
+            "interpreter='local', and each process starts its own"
+        )
 
     def close(self) -> None:
         """End all sessions and helper processes. Safe to call twice."""
@@ -289,9 +329,16 @@ class LocalInterpreter:
         self.close()
 
     def _start_process(self, seed: int) -> Process:
-        return self._in_slot(
-            lambda: Process.start(self._live_zygote(), self.limits, seed, self._spares)
-        )
+        def start() -> Process:
+            zygote = self._live_zygote()
+            try:
+                return Process.start(zygote, self.limits, seed, self._spares)
+            except NoSpaceError:  # a session that has ended may have filled the disk
+                if not zygote.launcher.remove_more(REQUEST_SECONDS):
+                    raise
+                return Process.start(zygote, self.limits, seed, self._spares)
+
+        return self._in_slot(start)
 
     def _copy_process(self, process: Process) -> Process:
         return self._in_slot(lambda: process.fork(self.limits))
@@ -334,13 +381,14 @@ class LocalInterpreter:
 def _strongest(tiers: tuple[str, ...], limits: Limits) -> Launcher:
     """Start the first tier in which a session really runs; the attempt is the test.
 
-    One that is too slow is an error: a busy machine must not get a weaker sandbox.
+    One that is too slow is an error, and so is a limit of this process: a busy machine must not
+    get a weaker sandbox.
     """
     failures = []
     for tier in tiers:
         try:
             launcher = Launcher(tier)
-        except SlowStartError:
+        except (SlowStartError, HostLimitError):
             raise
         except InfraError as error:
             failures.append(f"{tier}: {error}")
@@ -349,7 +397,7 @@ def _strongest(tiers: tuple[str, ...], limits: Limits) -> Launcher:
             _try_cell(launcher, limits)
         except InfraError as error:
             launcher.close()
-            if isinstance(error, SlowStartError):
+            if isinstance(error, SlowStartError | HostLimitError):
                 raise
             failures.append(f"{tier}: {error}")
             continue
@@ -372,19 +420,16 @@ def _try_cell(launcher: Launcher, limits: Limits) -> None:
     try:
         process = Process.start(zygote, limits, 0)
         try:
-            process.send({"nonce": "", "code": "1 + 1"})
             seconds = patience(REQUEST_SECONDS)
-            deadline = time.monotonic() + seconds
+            deadline = Deadline(seconds)
+            process.send({"nonce": "", "code": "1 + 1"}, deadline)
             reply = process.receive(deadline, OutputBuffer(1000), 1 << 20)
         finally:
             process.kill()
     finally:
         zygote.close()
     if reply is End.LATE:
-        raise SlowStartError(
-            f"the sandbox's first cell, 1 + 1, took longer than {seconds:.0f} s: this machine is "
-            f"busy ({PATIENCE} waits longer)"
-        )
+        raise SlowStartError(too_slow("the sandbox's first cell, 1 + 1, was not done", seconds))
     if not isinstance(reply, dict) or reply.get("text") != "2":
         raise InfraError(f"1 + 1 gave {reply}")
 

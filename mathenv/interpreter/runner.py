@@ -38,6 +38,7 @@ def _load(name: str) -> Any:
     return importlib.import_module(f"{_PACKAGE}.{name}")
 
 
+OOM_SCORE = 500  # of 1000: as if half of the machine's memory were a session's, too
 _PACKAGE = "_mathenv"
 _FILES = ("cells", "memory", "sandbox", "warmup", "zygote")
 cells, memory, sandbox, warmup, zygote = map(_load, _FILES)
@@ -57,6 +58,8 @@ def main() -> None:
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
         paths = library_paths()
         sandbox.adopt_orphans()
+        with contextlib.suppress(OSError):  # out of memory, the kernel ends a session, not the host
+            sandbox.write_at(proc, "self/oom_score_adj", str(OOM_SCORE))
         _enter_tier(config, paths, proc)
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

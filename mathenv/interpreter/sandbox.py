@@ -185,9 +185,9 @@ def enter_user_namespace(flags: int, uid: int, proc: int) -> None:
             os.close(write_end)
             os.read(read_end, 1)
             if not outside_root:  # an unprivileged gid map needs this (user_namespaces(7))
-                _write_at(proc, f"{target}/setgroups", "deny")
-            _write_at(proc, f"{target}/uid_map", f"0 {uid} 1")
-            _write_at(proc, f"{target}/gid_map", f"0 {uid if outside_root else os.getgid()} 1")
+                write_at(proc, f"{target}/setgroups", "deny")
+            write_at(proc, f"{target}/uid_map", f"0 {uid} 1")
+            write_at(proc, f"{target}/gid_map", f"0 {uid if outside_root else os.getgid()} 1")
             status = 0
         finally:
             os._exit(status)
@@ -203,7 +203,8 @@ def enter_user_namespace(flags: int, uid: int, proc: int) -> None:
     os.setresuid(0, 0, 0)
 
 
-def _write_at(directory: int, path: str, text: str) -> None:
+def write_at(directory: int, path: str, text: str) -> None:
+    """Write to a file below an open directory."""
     fd = os.open(path, os.O_WRONLY, dir_fd=directory)
     try:
         os.write(fd, text.encode())

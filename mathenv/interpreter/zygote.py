@@ -13,6 +13,7 @@ import secrets
 import select
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from . import cells, memory, sandbox
 
 SCRATCH = "/scratch"
 FAMILY_BYTES = 1 << 20  # the folders that hold the folders of a session and its copies
+STOP_SECONDS = 1.0
 MOST_TASKS = 1000  # threads of a session and all its copies
 
 Answer = tuple[dict[str, Any], list[int]]  # a message, and descriptors that go with it
@@ -130,7 +132,7 @@ class Zygote:
         try:
             answer, sent = answers[request["op"]](request)
         except OSError as error:
-            answer, sent = {"error": cells.one_line(error)}, []
+            answer, sent = {"error": cells.one_line(error), "errno": error.errno}, []
         socket.send_fds(self.control, [json.dumps(answer).encode()], sent)
         for fd in fds + sent:
             os.close(fd)
@@ -242,6 +244,8 @@ class Zygote:
         except BaseException:
             for fd in spare.descriptors:
                 os.close(fd)
+            if spare.pid:
+                self._kill(spare.pid)
             raise
         finally:
             for fd in theirs:
@@ -343,7 +347,8 @@ class Zygote:
         assert member is not None
         member.family.members += 1
         pid = request["copy"]
-        if pid and used and pid not in self.sessions and self._is_child(pid):
+        known = pid in self.sessions or pid in self.dead
+        if pid and used and not known and self._is_child(pid):
             # Forks are granted one at a time: no other process can be unknown to us.
             self.sessions[pid] = member
             return {"pid": pid}, [os.pidfd_open(pid)]
@@ -361,12 +366,28 @@ class Zygote:
 
     def _end_strangers(self, parent: int) -> None:
         """Kill what a session has forked without telling."""
-        os.kill(parent, signal.SIGSTOP)  # now it is not in the middle of a fork
-        os.waitid(os.P_PID, parent, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        os.kill(parent, signal.SIGSTOP)  # once it has stopped, it is not in the middle of a fork
+        if not self._stops(parent):  # a thread of it can be where no signal but this one arrives
+            os.kill(parent, signal.SIGKILL)
         for pid in children(self.rules.proc):
-            if pid not in self.sessions:
-                self._end(pid)
+            if pid not in self.sessions and pid not in self.dead:
+                self._kill(pid)
         os.kill(parent, signal.SIGCONT)
+
+    def _stops(self, pid: int) -> bool:
+        """Whether a process that was told to stop or to end does so soon."""
+        deadline = time.monotonic() + STOP_SECONDS
+        while time.monotonic() < deadline:
+            how = os.WSTOPPED | os.WEXITED | os.WNOWAIT | os.WNOHANG
+            if os.waitid(os.P_PID, pid, how) is not None:
+                return True
+            time.sleep(0.001)
+        return False
+
+    def _kill(self, pid: int) -> None:
+        """Kill a child. It may take its time to end, and is waited for later."""
+        os.kill(pid, signal.SIGKILL)
+        self.dead.append(pid)
 
 
 def children(proc: int) -> list[int]:
@@ -392,7 +413,8 @@ def _status(process: str, proc: int) -> dict[str, list[str]]:
 def _set_limits(limits: dict[str, Any], *, count_processes: bool) -> None:
     memory_bytes, cpu = int(limits["memory_bytes"]), max(1, round(limits["session_cpu_seconds"]))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes + cells.REPORT_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
+    # First the signal that says why, then, to those that ignore it, the one that ends them.
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (limits["file_bytes"],) * 2)
     resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mathenv.errors import ConfigError, DataError
+from mathenv.errors import ConfigError, DataError, whole
 from mathenv.problems import (
     aime24,
     aime25,
@@ -93,8 +93,13 @@ def load_problems(
 
     Raises `ConfigError` for wrong arguments or missing data, `DataError` for a bad row.
     """
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit must be at least 1, not {limit}: leave it out for all problems")
+    if limit is not None:
+        limit = whole("limit", limit)
+        if limit < 1:
+            raise ConfigError(
+                f"limit must be at least 1, not {limit}: leave it out for all problems"
+            )
+    seed = whole("seed", seed)
     if _is_path(spec):
         problems = tuple(_load_file(Path(str(spec)), split, data, columns))
     elif columns:

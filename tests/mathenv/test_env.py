@@ -1,24 +1,33 @@
 r"""MathToolEnv: what each kind of turn does, who gets blamed, what is told."""
 
+import copy
+import json
+import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+import cloudpickle
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
+from gymnasium.wrappers import DelayObservation, FrameStackObservation
 
 import mathenv
 from mathenv.env import INTERPRETERS, MathToolEnv, SandboxTier, shared_interpreter
 from mathenv.errors import ConfigError, DataError, InfraError
 from mathenv.grading import grade
-from mathenv.interpreter.base import Interpreter, Limits
-from mathenv.interpreter.local import TIERS
+from mathenv.interpreter.base import HostLimitError, Interpreter, Limits
+from mathenv.interpreter.local import TIERS, LocalInterpreter
 from mathenv.protocol import code_block
 from mathenv.types import (
     ExecutionResult,
@@ -751,3 +760,149 @@ def test_the_grader_is_a_policy_by_name() -> None:
     assert verdicts == [0.0, 1.0]
     with pytest.raises(ConfigError, match="strict"):
         MathToolEnv([problem], grader="lenient")
+
+
+# --- copies
+
+
+COPIES = {
+    "pickle": lambda env: pickle.loads(pickle.dumps(env)),
+    "cloudpickle": lambda env: cloudpickle.loads(cloudpickle.dumps(env)),
+    "deepcopy": copy.deepcopy,
+}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=list(COPIES))
+@pytest.mark.parametrize("moment", ["new", "reset", "ended"])
+def test_an_environment_is_copied_between_episodes(copied, moment):
+    """Also after it has run cells: the interpreter of a name is looked up again."""
+    env = gymnasium.make(mathenv.ENV_ID, problems=PROBLEMS)
+    if moment != "new":
+        env.reset(seed=3)
+        env.step(code_block("x = 1"))
+        env.step("\\boxed{20}")
+    if moment == "reset":
+        env.reset(seed=4)
+    twin = copied(env)
+    assert twin.unwrapped.interpreter is shared_interpreter("local", Limits())
+    if moment == "reset":
+        assert twin.unwrapped.problem == env.unwrapped.problem
+    else:
+        assert env.reset(seed=5)[0] == twin.reset(seed=5)[0]
+    cell = code_block("import random\nprint(random.random(), 'x' in globals())")
+    assert env.step(cell) == twin.step(cell)
+    assert [env.reset()[0] for _ in range(3)] == [twin.reset()[0] for _ in range(3)]
+
+
+def test_a_deep_copy_in_an_episode_is_a_branch():
+    env = gymnasium.make(mathenv.ENV_ID, problems=PROBLEMS)
+    env.reset(seed=3)
+    env.step(code_block("names = ['a']"))
+    branch = copy.deepcopy(env)
+    assert branch.step(code_block("names.append('b')\nprint(names)"))[0] == "['a', 'b']"
+    assert env.step(code_block("print(names)"))[0] == "['a']"
+    assert len(branch.unwrapped.turns) == len(env.unwrapped.turns) == 2
+    with pytest.raises(ConfigError, match=r"end the episode first.*deepcopy"):
+        pickle.dumps(env)
+    env.step(code_block("import threading\nthreading.Thread(target=input).start()"))
+    assert env.step("\\boxed{20}")[2]
+    assert branch.step(code_block("print(names)"))[0] == "['a', 'b']"
+
+
+def test_an_interpreter_that_was_given_is_shared_by_deep_copies_and_not_pickled():
+    with LocalInterpreter(zygotes=1) as interpreter:
+        env = MathToolEnv(PROBLEMS, interpreter=interpreter)
+        env.reset(seed=0)
+        assert copy.deepcopy(env).interpreter is copy.copy(interpreter) is interpreter
+        with pytest.raises(ConfigError, match="interpreter='local'"):
+            pickle.dumps(env)
+
+
+def test_an_environment_in_a_spawned_process():
+    env = MathToolEnv(PROBLEMS)
+    env.reset(seed=0)
+    env.step(code_block("1"))
+    env.step("\\boxed{20}")
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(play, env).result() == "42"
+
+
+def play(env: MathToolEnv) -> str:
+    env.reset(seed=1)
+    return env.step(code_block("print(6 * 7)"))[0]
+
+
+def test_a_shared_interpreter_that_somebody_closed_is_started_anew():
+    limits = Limits(output_chars=1500)
+    first, second = MathToolEnv(PROBLEMS, limits=limits), MathToolEnv(PROBLEMS, limits=limits)
+    first.reset(seed=0)
+    first.step(code_block("x = 5"))
+    first.interpreter.close()
+    second.reset(seed=0)
+    assert second.step(code_block("print(6)"))[0] == "6"
+    assert first.step(code_block("print(x)"))[0] == "5", "the cells so far are replayed"
+    assert first.interpreter is second.interpreter is shared_interpreter("local", limits)
+    first.interpreter.close()
+
+
+def test_one_start_serves_all_who_wait_and_fails_for_all(monkeypatch):
+    starts = []
+    begun = threading.Barrier(8)
+
+    def fails(limits):
+        starts.append(limits)
+        time.sleep(0.3)
+        raise InfraError("too slow")
+
+    def ask(_):
+        begun.wait()
+        with pytest.raises(InfraError, match="too slow"):
+            shared_interpreter("local", Limits(output_chars=77))
+
+    monkeypatch.setitem(INTERPRETERS, "local", fails)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))
+    assert len(starts) == 1
+    with pytest.raises(InfraError, match="too slow"):  # but nothing is remembered
+        shared_interpreter("local", Limits(output_chars=77))
+    assert len(starts) == 2
+
+
+# --- Gymnasium's wrappers, and NumPy's integers
+
+
+def test_wrappers_that_stack_and_delay_text():
+    def make_env():
+        return gymnasium.make(mathenv.ENV_ID, problems=PROBLEMS, interpreter=CannedInterpreter(OK))
+
+    for padding, before in (("reset", ("{q}", "{q}")), ("zero", ("", "")), ("hm", ("hm", "hm"))):
+        env = FrameStackObservation(make_env(), 3, padding_type=padding)
+        question = env.unwrapped.problems[0].question
+        stacked, _ = env.reset(seed=0, options={"problem": np.int64(0)})
+        assert stacked == (*(text.format(q=question) for text in before), question)
+        assert stacked in env.observation_space
+        assert env.step(code_block("a"))[0][1:] == (question, "20\n")
+    env = DelayObservation(make_env(), delay=1)
+    assert env.reset(seed=0)[0] == ""
+    assert env.step(code_block("a"))[0] == env.unwrapped.problem.question
+
+
+def test_numpy_integers_are_integers():
+    env = MathToolEnv(PROBLEMS, horizon=np.int64(2), limit=np.int32(1))
+    question, info = env.reset(seed=np.uint8(3), options={"problem": np.int16(0)})
+    assert question == env.problems[0].question
+    json.dumps(info)
+    with pytest.raises(ConfigError, match=r"seed.*1\.5"):
+        env.reset(seed=1.5)
+
+
+def test_a_limit_of_this_process_is_raised_and_is_no_turn():
+    class Full(CannedInterpreter):
+        def session(self, *, seed=0):
+            raise HostLimitError("raise ulimit -n")
+
+    env = MathToolEnv(PROBLEMS, interpreter=Full())
+    env.reset(seed=0)
+    with pytest.raises(InfraError, match="ulimit -n"):
+        env.step(code_block("a"))
+    assert (env.turns, env.stop_reason) == ((), None)

@@ -7,7 +7,8 @@ import pickle
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.vector.utils import batch_space, iterate
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
+from gymnasium.wrappers.utils import create_zero_array
 
 from mathenv.errors import ConfigError
 from mathenv.spaces import UnicodeText
@@ -38,7 +39,7 @@ def test_sample_refuses_masks():
 
 
 def test_negative_length_is_refused():
-    with pytest.raises(ConfigError, match="negative"):
+    with pytest.raises(ConfigError, match="at least 0"):
         UnicodeText(-1)
 
 
@@ -75,3 +76,23 @@ def test_batches_as_a_tuple():
 
 def test_is_not_flattenable():
     assert UnicodeText().is_np_flattenable is False
+
+
+def test_what_wrappers_fill_up_with_is_empty_text():
+    space = UnicodeText(5)
+    assert create_zero_array(space) == ""
+    batch = create_empty_array(space, n=3)
+    assert batch == ("", "", "")
+    assert batch in batch_space(space, 3)
+    assert create_empty_array(space, n=None) in space
+    assert concatenate(space, ["a", "b"], create_empty_array(space, n=2)) == ("a", "b")
+
+
+def test_numpy_integers_are_integers():
+    space = UnicodeText(np.int64(7), seed=np.uint8(3))
+    assert space == UnicodeText(7)
+    assert json.dumps(space.max_length) == "7"
+    assert space.sample() == UnicodeText(7, seed=3).sample()
+    for wrong in (True, 7.0, "7"):
+        with pytest.raises(ConfigError, match="max_length must be an integer"):
+            UnicodeText(wrong)

@@ -1,7 +1,12 @@
 """The vector environment: what Gymnasium's own does, but with cells side by side."""
 
+import copy
 import gc
+import pickle
+import subprocess
+import sys
 import threading
+import time
 import warnings
 from functools import partial
 
@@ -17,7 +22,9 @@ from gymnasium.wrappers.vector import DictInfoToList
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordVectorStatistics
 
 from mathenv import MathToolEnv
-from mathenv.errors import ConfigError
+from mathenv.env import INTERPRETERS
+from mathenv.errors import ConfigError, InfraError
+from mathenv.interpreter import Limits
 from mathenv.protocol import code_block
 from mathenv.spaces import UnicodeText
 from mathenv.types import ExecutionResult, ExecutionStatus, Problem
@@ -406,3 +413,96 @@ def test_statistics_in_each_environment_and_infos_as_a_list():
     assert [info["episode"]["l"] for info in infos] == [1, 1]
     assert [info["stop_reason"] for info in infos] == ["no_action"] * 2
     envs.close()
+
+
+# Copies, integers, machinery that fails.
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])
+def test_a_vector_is_copied_between_episodes(copied):
+    envs = gymnasium.make_vec(ID, num_envs=np.int64(2), threads=np.int8(2), problems=PROBLEMS)
+    envs.reset(seed=np.array([1, 2]))
+    envs.step([cell("x = 1")] * 2)
+    envs.step(["hm"] * 2)
+    twin = copied(envs)
+    assert envs.reset(seed=np.int64(3))[0] == twin.reset(seed=3)[0]
+    assert envs.step([cell("print(6)")] * 2)[0] == twin.step([cell("print(6)")] * 2)[0]
+    envs.close()
+    twin.close()
+
+
+def test_a_vector_that_is_copied_in_an_episode_branches():
+    envs = gymnasium.make_vec(ID, num_envs=2, problems=PROBLEMS)
+    envs.reset(seed=1)
+    envs.step([cell("x = 1")] * 2)
+    twin = copy.deepcopy(envs)
+    assert twin.step([cell("x += 1\nprint(x)")] * 2)[0] == ("2", "2")
+    assert envs.step([cell("print(x)")] * 2)[0] == ("1", "1")
+    envs.close()
+    twin.close()
+
+
+def test_a_start_that_fails_is_tried_once_for_all():
+    starts = []
+
+    def fails(limits):
+        starts.append(limits)
+        time.sleep(0.2)
+        raise InfraError("too slow")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(INTERPRETERS, "local", fails)
+        settings = {"problems": PROBLEMS, "limits": Limits(output_chars=99), "threads": 3}
+        envs = gymnasium.make_vec(ID, num_envs=20, **settings)
+        envs.reset(seed=0)
+        with pytest.raises(InfraError, match="too slow"):
+            envs.step([cell("1")] * 20)
+        assert len(starts) <= 3  # one for each thread, if one is late
+        with pytest.raises(ResetNeeded):
+            envs.step([cell("1")] * 20)
+    envs.close()
+
+
+AT_LIMIT = """
+import gc, os, resource, gymnasium, mathenv
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+def helpers():
+    found = 0
+    for name in os.listdir("/proc"):
+        try:
+            command = open(f"/proc/{name}/cmdline").read() if name.isdigit() else ""
+        except OSError:
+            command = ""
+        found += "runner.py" in command and f'"host_pid": {os.getpid()}}}' in command
+    return found
+def files():
+    return len(os.listdir("/proc/self/fd"))
+envs = gymnasium.make_vec("MathTool-v0", num_envs=40)
+code = "```python\\nprint(1)\\n```"
+envs.reset(seed=0)
+envs.step([code, *["hm"] * 39])
+envs.reset(seed=0)
+before = files()
+resource.setrlimit(resource.RLIMIT_NOFILE, (before + 50, hard))
+try:
+    envs.step([code] * 40)
+except mathenv.InfraError as error:
+    print("ulimit -n" in str(error))
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+envs.reset(seed=0)
+import time
+for _ in range(500):
+    envs.step([code, code, *["hm"] * 38])
+    envs.reset(seed=0)
+    if helpers() <= 6 and files() <= before + 3:
+        break
+    time.sleep(0.02)
+print(helpers() <= 6, files() <= before + 3)
+"""
+
+
+def test_more_environments_than_files_say_ulimit_and_leave_nothing():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", AT_LIMIT], capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["True"] * 3, done.stderr

@@ -4,8 +4,10 @@ import json
 import math
 import os
 import resource
+import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -179,6 +181,40 @@ def test_a_killed_worker_is_replaced(small_pool):
     for worker in list(small_pool._all):
         worker.interrupt()
     assert small_pool.compare("3x", "x+2x").verdict == "correct"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the child in /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(("kills", "verdict"), [(1, "timeout"), (2, "infra")])
+@pytest.mark.parametrize("gold", ["x+1", "(" * 62 + "x" + ")" * 62])
+def test_a_child_killed_from_outside_is_nobodys_wrong_answer(
+    small_pool, number, kills, verdict, gold
+):
+    """Neither the answer's nor, while it reads the reference, the reference's."""
+    assert small_pool.compare("2x", "x+x").verdict == "correct"
+    (worker,) = small_pool._all
+    tasks = Path(f"/proc/{worker._process.pid}/task/{worker._process.pid}/children")
+    done = threading.Event()
+
+    def kill() -> None:
+        killed: set[str] = set()
+        while len(killed) < kills and not done.is_set():
+            for child in set(tasks.read_text().split()) - killed:
+                ticks = int(Path(f"/proc/{child}/stat").read_text().split()[13])
+                if ticks > 5:  # it is at work
+                    os.kill(int(child), number)
+                    killed.add(child)
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    reply = small_pool.compare(gold, "9^{9^{9}}")
+    done.set()
+    killer.join()
+    if verdict == "timeout" and gold != "x+1":
+        verdict = "gold_error"
+    assert reply.verdict == verdict, reply
+    assert small_pool.compare("2x", "x+x").verdict == "correct"
 
 
 def test_a_closed_pool_reports_infra(small_pool):
