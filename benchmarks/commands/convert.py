@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -15,7 +14,8 @@ from agents.models.transformers import load_tokenizer
 from agents.policy import RenderOptions
 from benchmarks.console import ResultConsole
 from mathenv import grading
-from mathenv.errors import ConfigError, DataError
+from mathenv.errors import ConfigError
+from mathenv.problems.files import read_file
 from mathenv.store import TrajectoryStore
 
 
@@ -27,7 +27,7 @@ class Convert:
     again it goes on where it stopped.
 
     Args:
-        file: a .jsonl file.
+        file: a .jsonl, .json, .csv, .tsv or .parquet file.
         source: `openmathinstruct`: solutions with <llm-code> blocks. `gsm8k`: solutions with
             calculator marks. `gsm8k-calc`: the same, in segments. `trajectories`: our own
             that hold no tokens (--api chat); they are tokenised anew, which is not what the
@@ -55,13 +55,16 @@ class Convert:
 
     def run(self) -> None:
         """Convert, then print what was kept and why the rest was not."""
+        if not self.file.is_file():
+            raise ConfigError(f"{self.file} is not a file")
         renderer = RenderOptions(self.dialect).renderer(load_tokenizer(self.model))
         converter = Converter(
             self.source, renderer, horizon=self.horizon, keep_wrong=self.keep_wrong
         )
+        rows = (row.fields for row in islice(read_file(self.file), self.limit))
         try:
             with TrajectoryStore(self.out) as store:
-                for trajectory in converter.convert(read_jsonl(self.file, self.limit)):
+                for trajectory in converter.convert(rows):
                     if trajectory.key not in store:
                         store.append(trajectory)
                 kept, where = len(store), store.path
@@ -71,24 +74,3 @@ class Convert:
         ResultConsole().say(f"{kept} trajectories in {where}")
         if left_out:
             ResultConsole().say(f"{converter.left_out.total()} rows left out:{left_out}")
-
-
-def read_jsonl(file: Path, limit: int | None) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file.
-
-    Raises:
-        ConfigError: there is no such file. DataError: naming the line, for what is no object.
-    """
-    if not file.is_file():
-        raise ConfigError(f"{file} is not a file")
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if limit is not None and number > limit:
-                return
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{file}, line {number}: not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{file}, line {number}: not a JSON object")
-            yield row
