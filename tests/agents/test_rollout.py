@@ -160,7 +160,7 @@ def test_half_a_cell_is_not_run_where_length_cut_it(gather):
     (trajectory,) = gather(Script(cut))
     assert trajectory.stop_reason is StopReason.TOKEN_LIMIT
     assert trajectory.turns[0].code is None
-    (trajectory,) = gather(Script(Action(cut.text), r"\boxed{42}"))
+    (trajectory,) = gather(Script(Action(cut.text), r"\boxed{42}"), file="whole.jsonl")
     assert [turn.observation for turn in trajectory.turns] == ["1", ""]
 
 
@@ -170,9 +170,9 @@ def test_the_protocol_reaches_the_environment(gather):
     assert [turn.observation for turn in trajectory.turns][::2] == ["", ""]
     assert trajectory.turns[1].execution.status is ExecutionStatus.UNREAD
     assert trajectory.reward == 1.0
-    (trajectory,) = gather(Script(*turns), say_empty=True)
+    (trajectory,) = gather(Script(*turns), say_empty=True, file="told.jsonl")
     assert "printed nothing" in trajectory.turns[0].observation
-    (trajectory,) = gather(Script(*turns), protocol="paper")
+    (trajectory,) = gather(Script(*turns), protocol="paper", file="paper.jsonl")
     assert trajectory.stop_reason is StopReason.NO_ACTION
 
 

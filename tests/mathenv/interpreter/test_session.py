@@ -58,6 +58,7 @@ def test_names_imports_and_functions_persist(session):
         (r'print("\\frac{1}{2}" + "\n" + "b")', "\\frac{1}{2}\nb"),
         ("'''triple''' + \"\"\"quotes\"\"\"", "'triplequotes'"),
         ("__name__", "'__main__'"),
+        ("\ufeffprint(1)", "1"),
         ("import pickle\nclass A:\n    x = 3\npickle.loads(pickle.dumps(A())).x", "3"),
     ],
 )
