@@ -61,6 +61,9 @@ HOW_TO_ANSWER = "To answer, write \\boxed{...} outside of any block."
 PRINTED_NOTHING = "(The code ran and printed nothing. Use print() to see a value.)"
 
 
+_END_TOKEN = re.compile(r"</s>|<eos>|<end_of_turn>|<[|｜][\w▁|｜]{1,40}>")
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     r"""What a text holds.
@@ -92,7 +95,8 @@ def read(text: str, protocol: ProtocolName = "lenient", *, finished: bool = True
     document = split(text)
     blocks = [block for block in document.blocks if block.kind == "python"]
     ready = [block for block in blocks if block.closed or finished]
-    code = "\n".join(_cell(block.body) for block in ready)
+    bodies = (b.body if b.closed else _without_end_token(b.body) for b in ready)
+    code = "\n".join(map(_cell, bodies))
     text = _prose(document, with_text_blocks=not blocks)
     if code.strip() and not any(block.on_fence for block in ready):
         return Reading(code, text)
@@ -183,6 +187,13 @@ def _cell(body: str) -> str:
     first = next((line for line in lines if line.strip() and not line.lstrip().startswith("#")), "")
     margin = first[: len(first) - len(first.lstrip(" \t"))]
     return "\n".join(line.removeprefix(margin) for line in lines)
+
+
+def _without_end_token(body: str) -> str:
+    """Take off a token that ends the turn of a model whose server leaves it in the text."""
+    text = body.rstrip()
+    start = max(0, text.rfind("<"))
+    return text[:start] if _END_TOKEN.fullmatch(text, start) else body
 
 
 def _plain(found: re.Match[str]) -> str:

@@ -17,7 +17,7 @@ class Convert:
     again it goes on where it stopped.
 
     Args:
-        file: a .jsonl file.
+        file: a .jsonl, .json, .csv, .tsv or .parquet file.
         source: `openmathinstruct`: solutions with <llm-code> blocks. `gsm8k`: solutions with
             calculator marks. `gsm8k-calc`: the same, in segments. `trajectories`: our own
             that hold no tokens (--api chat); they are tokenised anew, which is not what the

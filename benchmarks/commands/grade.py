@@ -21,7 +21,10 @@ from mathenv.grading.agreement import Agreement, Case, Tally, measure_agreement,
 from mathenv.grading.batch import iter_grades
 from mathenv.grading.policy import GradePolicy, find_policy
 from mathenv.grading.validate import accepted_perturbations, self_match
-from mathenv.store import from_json, to_json
+from mathenv.problems.files import Row as RawRow
+from mathenv.problems.files import file_suffix, read_file
+from mathenv.problems.jsonl import reference_answer
+from mathenv.store import FILE_NAME, from_json, to_json
 from mathenv.types import Grade, Trajectory
 
 _SHOWN = 20
@@ -37,7 +40,7 @@ class GradeCommand:
     row is the stored verdict.
 
     Args:
-        file: a .jsonl file.
+        file: a .jsonl, .json, .csv, .tsv or .parquet file, or a folder with trajectories.jsonl.
         policy: strict, paper or math_verify.
         out: write the rows with their new grades here; trajectories stay trajectories.
         workers: most worker processes for symbolic comparison.
@@ -57,26 +60,27 @@ class GradeCommand:
     def run(self) -> None:
         """Grade, print the summary, write the file."""
         policy = find_policy(self.policy)
-        console, total = ResultConsole(), _count_lines(self.file)
+        file = _file(self.file)
+        console, total = ResultConsole(), _count_lines(file)
         with ConsoleReporter().stage(f"grade {self.file.name}", total, "rows") as advance:
             if self.agreement:
-                views = list(_agreement_views(_measure(self.file, advance)))
+                views = list(_agreement_views(_measure(file, advance)))
             elif self.self_match:
-                views = list(_self_match_views(self.file, policy, advance))
+                views = list(_self_match_views(file, policy, advance))
             else:
-                views = list(self._grade(policy, advance).views())
+                views = list(self._grade(file, policy, advance).views())
         for view in views:
             if isinstance(view, str):
                 console.say(view)
             else:
                 console.print(view)
 
-    def _grade(self, policy: GradePolicy, advance: Advance) -> Summary:
+    def _grade(self, file: Path, policy: GradePolicy, advance: Advance) -> Summary:
         summary = Summary(policy)
         rows: list[Row] = []  # read ahead of the grades, by a few chunks
 
         def pairs() -> Iterator[tuple[str, str]]:
-            for row in read_rows(self.file):
+            for row in read_rows(file):
                 rows.append(row)
                 yield row.gold, row.response
 
@@ -123,11 +127,11 @@ def read_rows(file: Path) -> Iterator[Row]:
     Raises:
         DataError: naming file and line, for a row that holds no gold or no answer.
     """
-    for number, row in _read_json(file):
+    for row in read_file(file):
         try:
-            yield _read_row(row, str(number))
+            yield _read_row(dict(row.fields), str(row.index + 1))
         except (DataError, KeyError, TypeError) as error:
-            raise DataError(f"{file}:{number}: {error}") from None
+            raise DataError(f"{row.where}: {error}") from None
 
 
 def _read_row(row: dict[str, Any], number: str) -> Row:
@@ -140,29 +144,45 @@ def _read_row(row: dict[str, Any], number: str) -> Row:
     if response is None:
         answer = next((row[name] for name in _ANSWER_FIELDS if row.get(name) is not None), None)
         response = None if answer is None else f"\\boxed{{{answer}}}"
-    if not isinstance(gold, str) or response is None:
-        raise DataError(f"needs `gold` and `response` or one of {', '.join(_ANSWER_FIELDS)}")
+    if not isinstance(gold, str) or not isinstance(response, str):
+        raise DataError(
+            f"needs `gold` and `response` or one of {', '.join(_ANSWER_FIELDS)}, as text; "
+            f"found {sorted(row)}"
+        )
+    return Row(str(row.get("id", number)), gold, response, _verdict(row))
+
+
+def _verdict(row: dict[str, Any]) -> bool | None:
+    """Return the stored verdict; a table of text, such as CSV, has it as a word or a number."""
     stored = row.get("score", row.get("correct"))
-    before = None if stored is None else bool(stored)
-    return Row(str(row.get("id", number)), gold, response, before)
+    if isinstance(stored, str):
+        stored = {"": None, "true": True, "false": False}.get(stored.strip().lower(), stored)
+    try:
+        return None if stored is None else bool(float(stored))
+    except (TypeError, ValueError):
+        raise DataError(f"the stored verdict must be 0, 1, true or false, not {stored!r}") from None
 
 
-def _read_json(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{file}:{number}: not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{file}:{number}: expected an object")
-            yield number, row
+def _file(path: Path) -> Path:
+    """Return the file of rows: in a folder, the trajectories that `mathenv collect` etc. wrote.
+
+    Raises:
+        DataError: the folder holds none; the message names those below it that do.
+    """
+    if not path.is_dir():
+        return path
+    if (path / FILE_NAME).is_file():
+        return path / FILE_NAME
+    below = sorted(str(found.parent) for found in path.glob(f"*/{FILE_NAME}"))
+    found = f"; give one of {', '.join(below)}" if below else ""
+    raise DataError(f"{path}: a folder without {FILE_NAME}{found}")
 
 
-def _count_lines(file: Path) -> int:
+def _count_lines(file: Path) -> int | None:
+    """Return how many rows a file of lines holds, None for another kind."""
     try:
         with file.open("rb") as lines:
-            return sum(1 for _ in lines)
+            return sum(1 for _ in lines) if file_suffix(file) in ("", ".jsonl", ".ndjson") else None
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from None
 
@@ -266,8 +286,8 @@ def _agreement_cells(tally: Tally) -> tuple[str, str]:
 
 def _self_match_views(file: Path, policy: GradePolicy, advance: Advance) -> Iterator[Table | str]:
     answers: dict[str, None] = {}
-    for number, row in _read_json(file):
-        answers.setdefault(_reference(file, number, row))
+    for row in read_file(file):
+        answers.setdefault(_reference(row))
     failures = []
     for done, answer in enumerate(answers, start=1):
         grade = self_match(answer, policy)
@@ -294,8 +314,7 @@ def _accepted(
     return accepted
 
 
-def _reference(file: Path, number: int, row: dict[str, Any]) -> str:
-    answer = row.get("answer")
-    if answer is None:
-        raise DataError(f"{file}:{number}: has no `answer`")
-    return str(answer)
+def _reference(row: RawRow) -> str:
+    answer = row.fields.get("answer")
+    blank = isinstance(answer, str) and not answer.strip()  # it is not its own equal, that's all
+    return str(answer) if blank else reference_answer(row)

@@ -167,7 +167,7 @@ def _table(path: Path, stream: TextIO, delimiter: str) -> Iterator[Row]:
                 raise DataError(f"{where}: has more or fewer fields than the header: {names}")
             yield Row(where, index, fields)
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}") from error
+        raise DataError(f"{path}:{reader.reader.line_num}: not valid CSV: {error}") from error
     finally:
         csv.field_size_limit(before)
 

@@ -13,7 +13,7 @@ from agents.llm import LLMAgent
 from agents.models.scripted import Said, ScriptedModel
 from agents.rendering import ChatRenderer, Ledger
 from mathenv.errors import ConfigError, RenderError
-from mathenv.protocol import code_block
+from mathenv.protocol import code_block, extract_code
 from mathenv.types import FinishReason, SpanKind, Turn
 
 FAMILIES = tomllib.loads(Path(__file__).with_name("dialects.toml").read_text(encoding="utf-8"))
@@ -243,3 +243,16 @@ def test_contents_never_become_control_tokens(
         return [token for token in ids if token in control]
 
     assert controls(question, action, observation) == controls("q", "a", "o")
+
+
+STOPS = sorted({stop for name in dialects() for stop in find_dialect(name).stop_strings})
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_what_ends_a_turn_is_what_the_protocol_reads(stop):
+    """A stop string is the end of the text: what comes before it is read as it was written."""
+    block = code_block("print(6 * 7)")
+    assert extract_code(f"Let us see.\n{block}\n{stop}") == "print(6 * 7)"
+    if stop.startswith("```"):  # in place of the closing fence
+        assert extract_code(block.removesuffix("```") + stop) == "print(6 * 7)"
+        assert extract_code(block.removesuffix("\n```") + stop) == "print(6 * 7)"

@@ -154,6 +154,28 @@ def test_a_turn_cut_by_length_is_a_token_limit(gather):
     assert trajectory.counts
 
 
+def test_half_a_cell_is_not_run_where_length_cut_it(gather):
+    """Its closing fence may be missing because the model did not come to it."""
+    cut = Action("```python\nprint(1)", FinishReason.LENGTH)
+    (trajectory,) = gather(Script(cut))
+    assert trajectory.stop_reason is StopReason.TOKEN_LIMIT
+    assert trajectory.turns[0].code is None
+    (trajectory,) = gather(Script(Action(cut.text), r"\boxed{42}"), file="whole.jsonl")
+    assert [turn.observation for turn in trajectory.turns] == ["1", ""]
+
+
+def test_the_protocol_reaches_the_environment(gather):
+    turns = ("~~~python\nx = 1\n~~~", "```bash\nls\n```", r"\boxed{42}")
+    (trajectory,) = gather(Script(*turns))
+    assert [turn.observation for turn in trajectory.turns][::2] == ["", ""]
+    assert trajectory.turns[1].execution.status is ExecutionStatus.UNREAD
+    assert trajectory.reward == 1.0
+    (trajectory,) = gather(Script(*turns), say_empty=True, file="told.jsonl")
+    assert "printed nothing" in trajectory.turns[0].observation
+    (trajectory,) = gather(Script(*turns), protocol="paper", file="paper.jsonl")
+    assert trajectory.stop_reason is StopReason.NO_ACTION
+
+
 def test_an_agent_without_room_for_a_turn_is_a_token_limit(gather):
     (trajectory,) = gather(Script(Action(code_block("5"), FinishReason.STOP_STRING)))
     assert trajectory.stop_reason is StopReason.TOKEN_LIMIT

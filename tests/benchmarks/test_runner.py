@@ -83,6 +83,22 @@ def test_another_configuration_is_refused(suite: Suite, tmp_path: Path) -> None:
         run_bench(suite, OracleAgent, tmp_path / "out", limit=2)
 
 
+def test_a_run_from_before_there_was_a_protocol_was_the_papers(
+    suite: Suite, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = run_bench(suite, OracleAgent, out, protocol="paper")
+    assert first.config["protocol"] == "paper"
+    config = json.loads((out / "config.json").read_text())
+    del config["protocol"], config["say_empty"]
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"protocol was paper, now lenient"):
+        run_bench(suite, OracleAgent, out)
+    with pytest.raises(ConfigError, match=r"say_empty was False, now True"):
+        run_bench(suite, OracleAgent, out, protocol="paper", say_empty=True)
+    assert run_bench(suite, OracleAgent, out, protocol="paper").metrics == first.metrics
+
+
 def test_changed_rows_are_noticed(suite: Suite, tmp_path: Path) -> None:
     run_bench(suite, OracleAgent, tmp_path / "out")
     file = Path(suite.source)

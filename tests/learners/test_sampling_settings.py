@@ -164,6 +164,21 @@ def test_a_run_that_an_earlier_version_began_goes_on(micro, tmp_path):
         prepare(tmp_path, replace(micro.recipe, iterate=changed))
 
 
+def test_a_run_from_before_there_was_a_protocol_was_the_papers(micro, tmp_path):
+    shutil.copy(micro.run / "manifest.json", tmp_path)
+    file = tmp_path / "manifest.json"
+    manifest = json.loads(file.read_text())
+    assert manifest["recipe"]["iterate"]["collect"]["protocol"] == "lenient"
+    for name in ("protocol", "say_empty"):
+        del manifest["recipe"]["iterate"]["collect"][name]
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match=r"another recipe \(differs in iterate\)"):
+        prepare(tmp_path, micro.recipe)
+    iterate = micro.recipe.iterate
+    strict = replace(iterate, collect=replace(iterate.collect, protocol="paper"))
+    prepare(tmp_path, replace(micro.recipe, iterate=strict))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

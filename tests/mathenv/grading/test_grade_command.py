@@ -86,7 +86,7 @@ def test_agreement_and_self_match(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{", "not JSON"), ("[1]", "expected an object"), ('{"gold": "5"}', "needs `gold`")],
+    [("{", "not valid JSON"), ("[1]", "expected a JSON object"), ('{"gold": "5"}', "needs `gold`")],
 )
 def test_a_bad_row_is_named_and_nothing_is_written(line, message, tmp_path, capsys):
     file = tmp_path / "rows.jsonl"
@@ -105,3 +105,36 @@ def test_a_missing_file_and_a_wrong_policy(tmp_path, capsys):
     file = _rows(tmp_path / "rows.jsonl", {"gold": "5", "answer": "5"})
     assert _run(file, "--policy", "kind") == 2
     assert "use strict, paper, math_verify" in capsys.readouterr().err
+
+
+def test_a_folder_that_collect_wrote(tmp_path, capsys):
+    with TrajectoryStore(tmp_path / "run" / "one") as store:
+        store.append(_trajectory(0, "50", RIGHT))
+        store.append(_trajectory(1, "5000", WRONG))
+    assert _run(tmp_path / "run" / "one") == 0
+    assert "same as stored: 2 of 2" in capsys.readouterr().out
+    assert _run(tmp_path / "run") == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "a folder without trajectories.jsonl; give one of" in error
+    file = tmp_path / "run" / "one" / "trajectories.jsonl"
+    file.write_text(file.read_text() + '{"turns": []}\n')
+    assert _run(tmp_path / "run" / "one") == 2
+    assert "trajectories.jsonl:3" in capsys.readouterr().err
+
+
+def test_tables_and_byte_order_marks(tmp_path, capsys):
+    file = tmp_path / "rows.csv"
+    file.write_text("\ufeffid,gold,answer,correct\na,1875,1875,True\nb,5,6,0\nc,5,5,\n")
+    assert _run(file) == 0
+    out = capsys.readouterr().out
+    assert "correct: 2 of 3" in out
+    assert "same as stored: 2 of 2" in out
+    file.write_text("gold,answer,correct\n5,5,maybe\n")
+    assert _run(file) == 2
+    error = capsys.readouterr().err
+    assert "rows.csv:2" in error
+    assert "'maybe'" in error
+    problems = tmp_path / "p.csv"
+    problems.write_text("problem,solution\nq,It is \\boxed{7}.\n")
+    assert _run(problems, "--self-match") == 0
+    assert "1 distinct answers; 0 do not grade" in capsys.readouterr().out

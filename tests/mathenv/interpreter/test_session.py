@@ -60,6 +60,7 @@ def test_names_imports_and_functions_persist(session):
         (r'print("\\frac{1}{2}" + "\n" + "b")', "\\frac{1}{2}\nb"),
         ("'''triple''' + \"\"\"quotes\"\"\"", "'triplequotes'"),
         ("__name__", "'__main__'"),
+        ("\ufeffprint(1)", "1"),
         ("import pickle\nclass A:\n    x = 3\npickle.loads(pickle.dumps(A())).x", "3"),
     ],
 )
@@ -341,7 +342,7 @@ def test_a_start_that_takes_too_long_does_not_choose_a_weaker_tier(monkeypatch):
         ("4", 0.5, 120.0),
         ("1", 3.0, 90.0),
         ("0.5", 3.0, 45.0),
-        ("1", 500.0, 600.0),
+        ("1", 500.0, 150.0),
     ],
 )
 def test_patience_grows_with_the_load_and_the_setting(monkeypatch, told, load, seconds):
