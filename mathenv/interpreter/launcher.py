@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import select
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mathenv.errors import InfraError
+from mathenv.interpreter.packages import View
 
 UNPRIVILEGED_UID = 65534  # "nobody", used when the host runs as root
 START_SECONDS = 60.0  # importing sympy on a busy machine
@@ -31,8 +33,8 @@ class SlowStartError(InfraError):
 class Launcher:
     """The running launcher and nursery of one tier."""
 
-    def __init__(self, tier: str) -> None:
-        self.tier = tier
+    def __init__(self, tier: str, view: View) -> None:
+        self.tier, self.view = tier, view
         self.host_pid = os.getpid()
         self._lock = threading.Lock()
         self.root = tempfile.mkdtemp(prefix="mathenv-") if tier != "namespaces" else None
@@ -46,6 +48,7 @@ class Launcher:
             theirs.close()
         try:
             self.control.settimeout(START_SECONDS)
+            self.control.send(json.dumps(dataclasses.asdict(self.view)).encode())
             self.hello = _receive(self.control)[0]
         except (OSError, InfraError) as error:
             text = f"{error} {self._stderr()}".strip()
@@ -54,16 +57,18 @@ class Launcher:
 
     def _launch(self, theirs: socket.socket, config: dict[str, Any]) -> subprocess.Popen[bytes]:
         # -s -P with an environment of our own is -I, except that -I would ignore
-        # PYTHONHASHSEED and make set order differ from run to run.
+        # PYTHONHASHSEED and make set order differ from run to run. -S: of `site-packages` the
+        # view says what is there, and no code of .pth files runs.
         environment = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "TZ": "UTC", "HOME": "/"}
         environment |= {
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
             "PATH": "/usr/bin:/bin",
+            "MPLBACKEND": "agg",
         }
         arguments = [str(theirs.fileno()), json.dumps(config)]
         return subprocess.Popen(
-            [sys.executable, "-s", "-P", str(_RUNNER), *arguments],
+            [sys.executable, "-S", "-s", "-P", str(_RUNNER), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
