@@ -232,6 +232,8 @@ def _cover(base: str, folder: str, children: dict[str, set[str]]) -> Iterator[st
 
 def _is_whole(base: str, folder: str, children: dict[str, set[str]]) -> bool:
     """Whether all that is in a folder belongs to what is wanted."""
+    if folder == "__pycache__":  # of modules that are single files, everybody's
+        return False
     if "__init__.py" in children[folder]:
         with open(f"{base}/{folder}/__init__.py", "rb") as file:
             return not _NAMESPACE.search(file.read())

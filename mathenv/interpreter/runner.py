@@ -33,6 +33,8 @@ from typing import Any
 
 _PACKAGE = "_mathenv"
 _FILES = ("cells", "memory", "sandbox", "warmup", "zygote")
+# What the import system uses on bytecode whose folder has moved; it also reaches running code.
+_rename_file: Any = vars(_imp)["_fix_co_filename"]
 
 
 def _load(name: str) -> Any:
@@ -49,7 +51,7 @@ def _load(name: str) -> Any:
     code: Any = SourceFileLoader(full_name, path).get_code(full_name)
     module = sys.modules[full_name] = types.ModuleType(full_name)
     module.__package__, module.__file__ = _PACKAGE, f"<mathenv>/{name}.py"
-    _imp._fix_co_filename(code, module.__file__)
+    _rename_file(code, module.__file__)
     exec(code, vars(module))
     return module
 
@@ -259,6 +261,6 @@ def _world_readable(path: str) -> bool:
 
 
 if __name__ == "__main__":
-    _imp._fix_co_filename(sys._getframe().f_code, "<mathenv>/runner.py")
+    _rename_file(sys._getframe().f_code, "<mathenv>/runner.py")
     __file__ = "<mathenv>/runner.py"
     main()
