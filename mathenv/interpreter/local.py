@@ -364,7 +364,8 @@ def _strongest(tiers: tuple[str, ...], limits: Limits, view: View) -> Launcher:
             continue
         if tier == "rlimits":
             warnings.warn(
-                "sandbox tier 'rlimits': model-written code can read this user's files. "
+                "sandbox tier 'rlimits': model-written code can read this user's files, the "
+                "answers of problem sets among them. "
                 f"Use Docker or a kernel with Landlock. {'; '.join(failures)}".strip(),
                 RuntimeWarning,
                 stacklevel=3,
