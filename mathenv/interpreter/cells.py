@@ -27,6 +27,7 @@ import socket
 import stat
 import struct
 import sys
+import threading
 import tokenize
 import traceback
 import types
@@ -38,6 +39,15 @@ MAX_FRAME = 1 << 20
 REPORT_BYTES = 64 << 20  # address space a session may use to report that it has run out
 ERROR_CHARS = 4000
 CHANNEL, OUTPUT, FIRST_FREE = 3, 4, 5  # descriptors of a session
+
+
+def display(*objects: object, **_: object) -> None:
+    """Print the `repr` of each object, as notebooks do where they have nothing but text."""
+    for thing in objects:
+        print(_repr(thing))
+
+
+vars(builtins)["display"] = display
 
 # Code that runs in a cell may replace any of these in their modules.
 _repr, _settrace, _setprofile = repr, sys.settrace, sys.setprofile
@@ -112,9 +122,11 @@ def _receive_descriptors(channel: socket.socket, count: int) -> list[int]:
 
 def prepare_process() -> None:
     """What is the same in every session: the nursery does it once."""
-    sys.argv[:] = [""]
+    sys.argv[:] = sys.orig_argv[:] = [""]
     sys.set_int_max_str_digits(0)  # the time limit bounds long conversions
     sys.unraisablehook = _show_unraisable
+    threading.excepthook = _show_thread_error
+    warnings.formatwarning = _format_warning
     for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
         warnings.simplefilter("ignore", category)
 
@@ -138,6 +150,7 @@ class Session:
         self.runner = sys.modules["__main__"]
         self.module = sys.modules["__main__"] = types.ModuleType("__main__")
         self.streams: dict[str, TextIO] = {}
+        self.shown: object = object()  # the value that `_` has, unless a cell has set it
 
     def serve(self) -> None:
         """Answer requests until the host closes the channel."""
@@ -196,7 +209,7 @@ class Session:
         namespace["__name__"], namespace["__builtins__"] = "__main__", builtins
 
     def _evaluate(self, code: str, name: str) -> str:
-        code = code.removeprefix("\ufeff")  # as Python does with a file
+        code = code.removeprefix("\ufeff")  # the byte order mark with which some files begin
         linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
         tree = ast.parse(code, name)
         last = tree.body[-1] if tree.body else None
@@ -210,7 +223,11 @@ class Session:
         value = eval(
             compile(ast.Expression(last.value), name, "eval", dont_inherit=True), namespace
         )
-        return "" if value is None else _repr(value)
+        if value is None:
+            return ""
+        if namespace.get("_", self.shown) is self.shown:
+            namespace["_"] = self.shown = value
+        return _repr(value)
 
     def _report_memory(self, error: MemoryError) -> tuple[str, bool]:
         """Describe the error with some spare memory; say whether the session is still usable."""
@@ -351,6 +368,28 @@ def _own_copy(fd: int, copied: dict[tuple[int, int], str], home: str) -> None:
 def _show_unraisable(event: Any) -> None:
     """Report an exception from a finaliser without frames of ours."""
     print(f"Exception ignored: {_report(event.exc_value)}", file=sys.stderr)
+
+
+def _show_thread_error(event: Any) -> None:
+    """Report what has ended a thread without frames and paths of the host."""
+    if event.exc_type is not SystemExit and event.exc_value is not None:
+        name = event.thread.name if event.thread else "?"
+        print(f"Exception in thread {name}:\n{_report(event.exc_value)}", file=sys.stderr)
+
+
+def _format_warning(
+    message: object, category: type, filename: str, lineno: int, line: str | None = None
+) -> str:
+    """The text of a warning as Python has it, but for the folders of libraries.
+
+    One that is blamed on a caller beyond the cell is shown as where there is no such caller.
+    """
+    if filename.startswith("<mathenv>"):
+        filename, lineno = "sys", 1
+    place = f"{_short_path(filename)}:{lineno}"
+    source = (linecache.getline(filename, lineno) if line is None else line).strip()
+    text = f"{place}: {category.__name__}: {_short_path(str(message))}\n"
+    return text + (f"  {source}\n" if source else "")
 
 
 def _open_stream(number: int) -> TextIO:

@@ -1,8 +1,9 @@
 """The program inside a container: `LocalInterpreter` behind frames on stdin and stdout.
 
 Standard library only. `docker.py` is the other end. A frame is 4 bytes of length, big-endian,
-then a JSON object. The first frame in holds `limits`, `min_tier` and the `fingerprint` of the
-host's sources; the answer has the `description`, or `stale` where ours are others. After that:
+then a JSON object. The first frame in holds `limits`, `min_tier`, the `options` of the
+interpreter and the `fingerprint` of the host's sources; the answer has the `description`, or
+`stale` where ours are others, or `refused`, why the options are. After that:
 
     {op: run, id, session, seed, lost, code}   -> {id, status, output, truncated, session_lost}
     {op: fork, id, session, new}               -> {id}
@@ -26,7 +27,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mathenv.errors import MathEnvError
+from mathenv.errors import ConfigError, MathEnvError
 from mathenv.interpreter.base import Limits
 from mathenv.interpreter.local import LocalInterpreter, LocalSession
 
@@ -89,7 +90,12 @@ class _Server:
         import_module("mathenv.interpreter.sandbox").forbid_inspection()
         warnings.simplefilter("ignore")  # the host gives the warnings
         limits = Limits(**config["limits"])
-        self._interpreter = LocalInterpreter(limits, min_tier=config["min_tier"])
+        try:
+            self._interpreter = LocalInterpreter(
+                limits, min_tier=config["min_tier"], **config["options"]
+            )
+        except ConfigError as error:
+            return {"refused": str(error)}
         return {"description": self._interpreter.description}
 
     def send(self, message: dict[str, Any]) -> None:

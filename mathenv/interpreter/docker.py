@@ -20,7 +20,7 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
@@ -289,6 +289,8 @@ class DockerInterpreter:
         cpus: of a container, e.g. 1.0. Left out: no cap.
         runtime: of the engine, e.g. "runsc". Left out: the engine's default.
         min_tier: as for `LocalInterpreter`, of the sandbox inside the container.
+        packages, preload, numpy_legacy: as for `LocalInterpreter`; what they name must be in the
+            image (`--build-arg PACKAGES="pandas"`).
 
     Raises:
         ConfigError: a wrong argument; the docker package or the image is missing or old.
@@ -306,6 +308,9 @@ class DockerInterpreter:
         cpus: float | None = None,
         runtime: str | None = None,
         min_tier: str | None = None,
+        packages: Sequence[str] = (),
+        preload: Sequence[str] = (),
+        numpy_legacy: str | None = None,
     ) -> None:
         if min_tier is not None and min_tier not in TIERS:
             raise ConfigError(f"min_tier={min_tier!r}: choose one of {', '.join(TIERS)}")
@@ -316,8 +321,10 @@ class DockerInterpreter:
         resources = Resources(image, max_sessions, memory, cpus, runtime, limits)
         engine = Engine(resources)
         engine.reap()
-        config = {"limits": dataclasses.asdict(limits), "min_tier": min_tier}
+        config: dict[str, Any] = {"limits": dataclasses.asdict(limits), "min_tier": min_tier}
         config["fingerprint"] = fingerprint()
+        options = {"packages": packages, "preload": preload, "numpy_legacy": numpy_legacy}
+        config["options"] = options
         self._max_sessions = max_sessions
         self._slots = [_Slot(engine, config) for _ in range(containers)]
         self._free = threading.Condition()
@@ -407,6 +414,8 @@ def _start_all(slots: Iterable[_Slot], image: str, image_id: str) -> dict[str, s
             f"the image {image!r} holds another version of mathenv. Build it anew with: "
             + BUILD.format(image=image)
         )
+    if "refused" in hello:
+        raise ConfigError(f"{str(hello['refused'])[:1000]} (in the image {image!r})")
     inside = {str(key): str(value) for key, value in dict(hello["description"]).items()}
     if inside.get("tier") == "rlimits":
         warnings.warn(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from mathenv.errors import InfraError, MathEnvError
 from mathenv.interpreter.base import Interpreter, Limits, Session
@@ -50,6 +51,21 @@ def _refused(result: ExecutionResult) -> bool:
     return result.status is ExecutionStatus.ERROR and last.startswith(refusals)
 
 
+def _not_there(result: ExecutionResult) -> bool:
+    last = result.output.splitlines()[-1] if result.output else ""
+    return result.status is ExecutionStatus.ERROR and last.startswith("ModuleNotFoundError:")
+
+
+_OURS = Path(__file__).parents[1]  # here, and in the image that `Dockerfile` makes
+_FILES = (f"{_OURS}/problems/label_issues.json", "/opt/interpreter/mathenv/types.py", __file__)
+_READ_OURS = f"""for path in {_FILES!r}:
+    try:
+        open(path).read(1)
+    except OSError as error:
+        refusal = error
+    else:
+        raise SystemExit("could read " + path)
+raise refusal"""
 _SOLVE = "from sympy import *\nx = symbols('x')\nsolve(x**2 - 2, x)"
 # Each cell runs in the session that the one before has left.
 CANARIES: tuple[tuple[str, str, Callable[[ExecutionResult], bool]], ...] = (
@@ -61,6 +77,9 @@ CANARIES: tuple[tuple[str, str, Callable[[ExecutionResult], bool]], ...] = (
     ("memory limit", "bytearray(2**44)", _ends(ExecutionStatus.MEMORY)),
     ("files", "open('scratch', 'w').write('ok')", _says("2")),
     ("host files refused", "open('/etc/passwd').read(1)", _refused),
+    ("answers not importable", "from mathenv.problems import load_problems", _not_there),
+    ("answers not readable", _READ_OURS, _refused),
+    ("other packages not importable", "import gymnasium", _not_there),
     ("network refused", "import socket\nsocket.socket()", _refused),
     ("processes refused", "import os\nos.fork()", _refused),
     ("signals refused", "import os\nos.kill(os.getppid() or 1, 0)", _refused),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import math
@@ -23,6 +24,7 @@ from typing import Any
 
 from mathenv.errors import ConfigError, InfraError
 from mathenv.interpreter.base import HostLimitError
+from mathenv.interpreter.packages import View
 
 UNPRIVILEGED_UID = 65534  # "nobody", used when the host runs as root
 START_SECONDS = 60.0  # importing sympy on a busy machine
@@ -71,8 +73,8 @@ def refuses_at_limit(what: str) -> Iterator[None]:
 class Launcher:
     """The running launcher and nursery of one tier."""
 
-    def __init__(self, tier: str) -> None:
-        self.tier = tier
+    def __init__(self, tier: str, view: View) -> None:
+        self.tier, self.view = tier, view
         self.host_pid = os.getpid()
         self._lock = threading.Lock()
         self._unused: deque[str] = deque()  # folders that nobody has had the time to remove
@@ -93,6 +95,7 @@ class Launcher:
         seconds = patience(START_SECONDS)
         try:
             self.control.settimeout(seconds)
+            self.control.send(json.dumps(dataclasses.asdict(self.view)).encode())
             self.hello = _receive(self.control)[0]
         except TimeoutError:
             self._launcher.kill()  # it does not listen: `close` would wait for it in vain
@@ -106,16 +109,18 @@ class Launcher:
 
     def _launch(self, theirs: socket.socket, config: dict[str, Any]) -> subprocess.Popen[bytes]:
         # -s -P with an environment of our own is -I, except that -I would ignore
-        # PYTHONHASHSEED and make set order differ from run to run.
+        # PYTHONHASHSEED and make set order differ from run to run. -S: of `site-packages` the
+        # view says what is there, and no code of .pth files runs.
         environment = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "TZ": "UTC", "HOME": "/"}
         environment |= {
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
             "PATH": "/usr/bin:/bin",
+            "MPLBACKEND": "agg",
         }
         arguments = [str(theirs.fileno()), json.dumps(config)]
         return subprocess.Popen(
-            [sys.executable, "-s", "-P", str(_RUNNER), *arguments],
+            [sys.executable, "-S", "-s", "-P", str(_RUNNER), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._errors,

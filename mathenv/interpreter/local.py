@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from mathenv.errors import ConfigError, InfraError, whole
@@ -29,6 +29,7 @@ from mathenv.interpreter.launcher import (
     too_slow,
 )
 from mathenv.interpreter.output import OutputBuffer, clean, clip
+from mathenv.interpreter.packages import View, describe, make_view
 from mathenv.interpreter.process import MAX_FRAME, CellDeadline, Deadline, End, Process
 from mathenv.types import ExecutionResult, ExecutionStatus
 
@@ -242,6 +243,10 @@ class LocalInterpreter:
     At most `max_sessions` processes live at once; a session that needs one more waits.
     The sessions are shared out among `zygotes`: if one dies, only its own sessions do. Each
     keeps `spares` sessions ready for the next calls, once it has been asked for one.
+    Sessions can import sympy, numpy, scipy, mpmath, pandas and matplotlib, as far as these are
+    installed, and `packages`. The modules `preload` are imported before there are sessions.
+    `numpy_legacy="1.25"` lets NumPy print scalars as its versions 1 did: `3.0`, not
+    `np.float64(3.0)`.
 
     Raises `InfraError` if no allowed tier works, `ConfigError` for a wrong argument.
     """
@@ -255,6 +260,9 @@ class LocalInterpreter:
         tier: str | None = None,
         zygotes: int = 2,
         spares: int = 1,
+        packages: Sequence[str] = (),
+        preload: Sequence[str] = (),
+        numpy_legacy: str | None = None,
     ) -> None:
         for name, value in (("min_tier", min_tier), ("tier", tier)):
             if value is not None and value not in TIERS:
@@ -266,6 +274,8 @@ class LocalInterpreter:
         zygotes, spares = whole("zygotes", zygotes, 1), whole("spares", spares, 0)
         if sys.platform != "linux":
             raise InfraError("LocalInterpreter needs Linux: use the Docker interpreter here")
+        view = make_view(packages, preload, numpy_legacy)
+        self._described = describe(packages, preload, numpy_legacy)
         self.limits, self._spares = limits, spares
         self._lock = threading.Lock()
         self._closed = False
@@ -277,7 +287,7 @@ class LocalInterpreter:
         allowed = TIERS[: TIERS.index(min_tier) + 1] if min_tier else TIERS
         allowed = (tier,) if tier else allowed
         # Lists that the finaliser shares: what they hold may be replaced.
-        self._launchers = [_strongest(allowed, limits)]
+        self._launchers = [_strongest(allowed, limits, view)]
         self._zygotes: list[Zygote | None] = [None] * zygotes
         self._turn = itertools.cycle(range(zygotes))
         self._finalizer = weakref.finalize(self, _close_all, self._launchers, self._zygotes)
@@ -293,6 +303,7 @@ class LocalInterpreter:
             "kernel": platform.release(),
             "machine": platform.machine(),
             **launcher.hello["versions"],
+            **self._described,
         }
 
     def session(self, *, seed: int = 0) -> LocalSession:
@@ -368,7 +379,7 @@ class LocalInterpreter:
             if not self._launchers[-1].alive():
                 old = self._launchers.pop()
                 old.close()
-                self._launchers.append(Launcher(old.tier))
+                self._launchers.append(Launcher(old.tier, old.view))
             number = next(self._turn)
             zygote = self._zygotes[number]
             if zygote is None or not zygote.alive():
@@ -378,7 +389,7 @@ class LocalInterpreter:
             return zygote
 
 
-def _strongest(tiers: tuple[str, ...], limits: Limits) -> Launcher:
+def _strongest(tiers: tuple[str, ...], limits: Limits, view: View) -> Launcher:
     """Start the first tier in which a session really runs; the attempt is the test.
 
     One that is too slow is an error, and so is a limit of this process: a busy machine must not
@@ -387,7 +398,7 @@ def _strongest(tiers: tuple[str, ...], limits: Limits) -> Launcher:
     failures = []
     for tier in tiers:
         try:
-            launcher = Launcher(tier)
+            launcher = Launcher(tier, view)
         except (SlowStartError, HostLimitError):
             raise
         except InfraError as error:
@@ -403,7 +414,8 @@ def _strongest(tiers: tuple[str, ...], limits: Limits) -> Launcher:
             continue
         if tier == "rlimits":
             warnings.warn(
-                "sandbox tier 'rlimits': model-written code can read this user's files. "
+                "sandbox tier 'rlimits': model-written code can read this user's files, the "
+                "answers of problem sets among them. "
                 f"Use Docker or a kernel with Landlock. {'; '.join(failures)}".strip(),
                 RuntimeWarning,
                 stacklevel=3,

@@ -14,33 +14,53 @@ descriptors attached, and answer each.
 
 from __future__ import annotations
 
+import _imp
 import contextlib
-import importlib.util
 import json
 import os
 import resource
 import select
 import signal
+import site
 import socket
 import subprocess
 import sys
-import sysconfig
-from importlib.machinery import ModuleSpec
+import tempfile
+import types
+from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
 from typing import Any
-
-
-def _load(name: str) -> Any:
-    """Import a file beside this one. Nothing else of that folder can be imported by its name."""
-    if _PACKAGE not in sys.modules:
-        spec = ModuleSpec(_PACKAGE, None, is_package=True)
-        spec.submodule_search_locations = [os.path.dirname(os.path.abspath(__file__))]
-        sys.modules[_PACKAGE] = importlib.util.module_from_spec(spec)
-    return importlib.import_module(f"{_PACKAGE}.{name}")
-
 
 OOM_SCORE = 500  # of 1000: as if half of the machine's memory were a session's, too
 _PACKAGE = "_mathenv"
 _FILES = ("cells", "memory", "sandbox", "warmup", "zygote")
+# What the import system uses on bytecode whose folder has moved; it also reaches running code.
+_rename_file: Any = vars(_imp)["_fix_co_filename"]
+
+
+def _load(name: str) -> Any:
+    """Import a file beside this one, without a trace of where it lies.
+
+    A session has these modules in memory: what its code prints of them, such as the stack,
+    must not name folders of the host.
+    """
+    if _PACKAGE not in sys.modules:
+        package = sys.modules[_PACKAGE] = types.ModuleType(_PACKAGE)
+        package.__path__ = []
+    full_name = f"{_PACKAGE}.{name}"
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
+    code: Any = SourceFileLoader(full_name, path).get_code(full_name)
+    module = sys.modules[full_name] = types.ModuleType(full_name)
+    module.__package__, module.__file__ = _PACKAGE, f"<mathenv>/{name}.py"
+    _rename_file(code, module.__file__)
+    exec(code, vars(module))
+    return module
+
+
+# Python starts with -S, so that no .pth file runs: what else `site` does is wanted.
+site.setquit()
+site.setcopyright()
+site.sethelper()
 cells, memory, sandbox, warmup, zygote = map(_load, _FILES)
 
 
@@ -48,19 +68,23 @@ cells, memory, sandbox, warmup, zygote = map(_load, _FILES)
 
 
 def main() -> None:
-    """Launch: `runner.py CONTROL_FD CONFIG`, CONFIG being {tier, uid, scratch, host_pid}."""
+    """Launch: `runner.py CONTROL_FD CONFIG`, CONFIG being {tier, uid, scratch, host_pid}.
+
+    The first packet on the socket is the `View` (`packages.py`).
+    """
     control = socket.socket(fileno=int(sys.argv[1]))
     config = json.loads(sys.argv[2])
     try:
         host = os.pidfd_open(os.getppid())
         if os.getppid() != config["host_pid"]:
             os._exit(1)
+        view = json.loads(control.recv(1 << 20))
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
-        paths = library_paths()
+        os.umask(0o022)
         sandbox.adopt_orphans()
         with contextlib.suppress(OSError):  # out of memory, the kernel ends a session, not the host
             sandbox.write_at(proc, "self/oom_score_adj", str(OOM_SCORE))
-        _enter_tier(config, paths, proc)
+        _enter_tier(config, view, proc)
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         child = os.fork()
@@ -69,7 +93,7 @@ def main() -> None:
         os._exit(1)
     if child == 0:
         os.close(host)
-        nursery_main(control, config, paths, proc)
+        nursery_main(control, config, view, proc)
         os._exit(0)
     control.close()
     _outlive(host, child, proc, config["scratch"])
@@ -95,43 +119,37 @@ def _outlive(host: int, child: int, proc: int, scratch: str | None) -> None:
     os._exit(0)
 
 
-def _enter_tier(config: dict[str, Any], paths: list[str], proc: int) -> None:
+def _enter_tier(config: dict[str, Any], view: dict[str, Any], proc: int) -> None:
+    folder = _packages_folder(config)
+    links = {f"{folder}/{name}": source for name, source in view["packages"].items()}
     if config["tier"] != "namespaces":
+        os.mkdir(folder)
+        for path, source in links.items():
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.symlink(source, path)
         return
+    root = (view["roots"], view["hidden"], links, (zygote.SCRATCH, zygote.TEMPORARY, "/proc"))
     is_root = os.geteuid() == 0
     if is_root:  # only root can reach libraries below a private home such as /root
         os.setgroups([])
         sandbox.unshare(sandbox.NEWNS)
-        sandbox.build_root(paths, zygote.SCRATCH)
+        sandbox.build_root(*root)
     others = sandbox.NEWPID | sandbox.NEWNET | sandbox.NEWIPC | sandbox.NEWUTS | sandbox.NEWNS
     sandbox.enter_user_namespace(others, config["uid"], proc)
     if not is_root:
-        sandbox.build_root(paths, zygote.SCRATCH)
+        sandbox.build_root(*root)
 
 
-def library_paths() -> list[str]:
-    """Directories and files that Python code needs to read; nothing above another one."""
-    wanted = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo"]
-    wanted += ["/etc/ld.so.cache", "/etc/localtime"]
-    wanted += [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    wanted += [os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)]
-    wanted += [p for p in sys.path if p.endswith(("site-packages", "dist-packages"))]
-    for name in warmup.LIBRARIES:
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.origin is not None:
-            wanted.append(os.path.dirname(os.path.realpath(spec.origin)))
-    kept: list[str] = []
-    for path in sorted({os.path.abspath(p) for p in wanted if os.path.exists(p)}):
-        if not any(path.startswith(other + "/") for other in kept):
-            kept.append(path)
-    return kept
+def _packages_folder(config: dict[str, Any]) -> str:
+    """Return the one folder of packages on a session's `sys.path`."""
+    return f"{config['scratch'] or ''}/packages"
 
 
 # --------------------------------------------------------------------------- nursery
 
 
 def nursery_main(
-    control: socket.socket, config: dict[str, Any], paths: list[str], proc: int
+    control: socket.socket, config: dict[str, Any], view: dict[str, Any], proc: int
 ) -> None:
     """Warm up, say hello, then fork zygotes until the host closes the socket."""
     try:
@@ -141,11 +159,20 @@ def nursery_main(
             raise OSError("this kernel has no Landlock (needs 5.13 with CONFIG_SECURITY_LANDLOCK)")
         kept = 0
         if config["tier"] != "namespaces" and os.geteuid() == 0:
-            kept = _leave_root(config, paths)
+            kept = _leave_root(config, [*view["roots"], *view["packages"].values()])
         sandbox.die_with_parent()  # a change of user clears it
-        sys.path[:] = [p for p in sys.path if any(f"{p}/".startswith(f"{k}/") for k in paths)]
+        paths = _readable(config, view)
+        if config["tier"] == "seccomp":
+            sandbox.no_new_privileges()
+            exact = _exactly_readable(config, view)
+            sandbox.landlock(abi, [*exact, "/proc"], [config["scratch"]])
+        sys.path.append(_packages_folder(config))
         cells.prepare_process()
-        hello = {"versions": warmup.warm_up(), "landlock": abi}
+        with _temporary_folder(config) as folder:
+            versions = warmup.warm_up(view["preload"], view["numpy_legacy"], folder)
+        if len(os.listdir(os.open("self/task", os.O_RDONLY, dir_fd=proc))) > 1:
+            raise RuntimeError(f"preload={view['preload']}: one of them starts threads")
+        hello = {"versions": versions, "landlock": abi}
         hot = memory.often_written(warmup.TYPICAL, proc)
         memory.use_huge_pages(proc)
         rules = zygote.Confinement(config["scratch"], paths, abi, kept, proc, hot)
@@ -168,6 +195,46 @@ def nursery_main(
             zygote.Zygote(socket.socket(fileno=fds[0]), rules).serve()
             os._exit(0)
         os.close(fds[0])
+
+
+def _readable(config: dict[str, Any], view: dict[str, Any]) -> list[str]:
+    """Return what a session may read, as few places as possible.
+
+    With namespaces the file system holds nothing else. In the tier `seccomp` they hold more
+    than is on the list: what is on it is left by `_exactly_readable`.
+    """
+    if config["tier"] == "namespaces":
+        return [*view["roots"], _packages_folder(config), "/proc"]  # the last one is empty
+    places = {*view["roots"], _packages_folder(config)}
+    for source in view["packages"].values():
+        folder, name = os.path.split(source)
+        while name and name not in ("site-packages", "dist-packages"):
+            folder, name = os.path.split(folder)
+        places.add(os.path.join(folder, name) if name else source)
+    return sorted(places)
+
+
+def _exactly_readable(config: dict[str, Any], view: dict[str, Any]) -> list[str]:
+    """Return what the sessions of the tier `seccomp` may read: hundreds of files and folders.
+
+    The nursery is confined to them, once, and so is all that is forked from it.
+    """
+    exact = [_packages_folder(config), *view["packages"].values()]
+    for root in view["roots"]:
+        exact += sandbox.without(os.path.realpath(root), view["hidden"])
+    return exact
+
+
+@contextlib.contextmanager
+def _temporary_folder(config: dict[str, Any]) -> Iterator[str]:
+    """A folder to write to while libraries are imported."""
+    if config["tier"] == "namespaces":
+        sandbox.mount_scratch(zygote.TEMPORARY, 16 << 20)
+        yield zygote.TEMPORARY
+        sandbox.unmount(zygote.TEMPORARY)
+        return
+    with tempfile.TemporaryDirectory(dir=config["scratch"]) as folder:
+        yield folder
 
 
 def _leave_root(config: dict[str, Any], paths: list[str]) -> int:
@@ -197,4 +264,6 @@ def _world_readable(path: str) -> bool:
 
 
 if __name__ == "__main__":
+    _rename_file(sys._getframe().f_code, "<mathenv>/runner.py")
+    __file__ = "<mathenv>/runner.py"
     main()

@@ -14,7 +14,7 @@ import os
 import platform
 import stat
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -42,7 +42,7 @@ getdents64 217 61; getcwd 79 17; chdir 80 49; fchdir 81 50; readlink 89 -; readl
 creat 85 -; mkdir 83 -; mkdirat 258 34; rmdir 84 -; rename 82 -; renameat 264 38
 renameat2 316 276; link 86 -; linkat 265 37; unlink 87 -; unlinkat 263 35; symlink 88 -
 symlinkat 266 36; umask 95 166; ftruncate 77 46; fallocate 285 47
-fsync 74 82; fdatasync 75 83; fadvise64 221 223; flock 73 32
+fsync 74 82; fdatasync 75 83; fadvise64 221 223
 dup 32 23; dup2 33 -; dup3 292 24; pipe 22 -; pipe2 293 59
 select 23 -; pselect6 270 72; poll 7 -; ppoll 271 73; epoll_create 213 -
 epoll_create1 291 20; epoll_ctl 233 21; epoll_wait 232 -; epoll_pwait 281 22
@@ -64,7 +64,7 @@ landlock_create_ruleset 444 444; landlock_add_rule 445 445; landlock_restrict_se
 # Allowed for some arguments only, see `_argument_rules`.
 _CHECKED = """
 clone 56 220; prctl 157 167; prlimit64 302 261; ioctl 16 29; fcntl 72 25; mmap 9 222
-open 2 -; openat 257 56; setrlimit 160 164
+open 2 -; openat 257 56; setrlimit 160 164; flock 73 32
 """
 # glibc falls back to an older call on ENOSYS, but not on EPERM.
 _ABSENT = "clone3 435 435; epoll_pwait2 441 441"
@@ -230,27 +230,44 @@ def unmount(target: str) -> None:
     _check(_libc.umount2(target.encode(), ctypes.c_int(_MNT_DETACH)), f"umount {target}")
 
 
-def build_root(readable: Iterable[str], scratch: str) -> None:
-    """Replace the file system by a read-only tree that holds only the paths `readable`.
+DEVICES = ("/dev/null", "/dev/urandom", "/dev/random", "/dev/zero")
 
-    Call inside a new mount namespace. `scratch` becomes an empty directory.
+
+def build_root(
+    readable: Iterable[str], hidden: Iterable[str], links: Mapping[str, str], empty: Iterable[str]
+) -> None:
+    """Replace the file system by a read-only tree that holds only what is named here.
+
+    Call inside a new mount namespace. The paths `readable` keep their names, the folders
+    `hidden` below them are empty; `links` maps further paths to what they show; the paths
+    `empty` are empty folders.
     """
     sources = {path: os.path.realpath(path) for path in readable}
+    masks = [os.path.realpath(path) for path in hidden]
+    links = {path: os.path.realpath(source) for path, source in links.items()}
     _mount("none", "/", "", _REC | _PRIVATE)
     _mount("root", "/tmp", "tmpfs", _NOSUID | _NODEV, "mode=0755")
     os.mkdir("/tmp/old")
     os.chdir("/tmp")
     _syscall("pivot_root", b".", b"old")
     os.chdir("/")
-    for path, source in sources.items():
+    for path, source in {**sources, **links}.items():
+        if source != path and source in sources:  # /lib where all is in /usr
+            os.symlink(source, path)
+            continue
         _bind("/old" + source, path)
-    _bind("/old/dev/null", "/dev/null")
-    for path in (scratch, "/proc", "/tmp"):
+        for mask in masks:
+            if path in sources and mask.startswith(source + "/"):
+                _mount("hidden", path + mask[len(source) :], "tmpfs", _RDONLY, "nr_inodes=1")
+    for path in DEVICES:
+        _bind("/old" + path, path)
+    for path in empty:
         os.makedirs(path, exist_ok=True)
     unmount("/old")
     os.rmdir("/old")
     _set_mount_flags("/", add=_RDONLY | _NOSUID | _NODEV)
-    _set_mount_flags("/dev/null", clear=_NODEV | _RDONLY)
+    for path in DEVICES:
+        _set_mount_flags(path, clear=_NODEV | (_RDONLY if path == "/dev/null" else 0))
 
 
 def _bind(source: str, target: str) -> None:
@@ -286,8 +303,8 @@ def landlock_abi() -> int:
 def landlock(abi: int, readable: Iterable[str], writable: Iterable[str | int]) -> None:
     """Confine this process to reading `readable` and using `writable`; no TCP, no signals out.
 
-    /proc may be listed, but nothing in it read. A number is a descriptor (O_PATH). At most 16
-    confinements fit on each other (E2BIG).
+    A number is a descriptor (O_PATH). At most 16 confinements fit on each other (E2BIG).
+    Paths can still be looked at with stat(2) and readlink(2), which Landlock does not cover.
     Needs `no_new_privileges`. Rights that the version `abi` does not know are left out.
     """
     rights = (1 << 13) - 1
@@ -300,13 +317,30 @@ def landlock(abi: int, readable: Iterable[str], writable: Iterable[str | int]) -
     try:
         for path in readable:
             _landlock_rule(ruleset, path, _READ)
-        _landlock_rule(ruleset, "/dev/null", (_READ | 1 << 1 | _TRUNCATE) & rights)
-        _landlock_rule(ruleset, "/proc", _LIST)
+        for path in DEVICES:
+            use = 1 << 1 | _TRUNCATE if path == "/dev/null" else 0
+            _landlock_rule(ruleset, path, (_READ | use) & rights)
         for place in writable:
             _landlock_rule(ruleset, place, (_READ | _WRITE | _REFER | _TRUNCATE) & rights)
         _syscall("landlock_restrict_self", ruleset, 0)
     finally:
         os.close(ruleset)
+
+
+def without(path: str, hidden: Collection[str]) -> Iterator[str]:
+    """Yield files and folders that make up what is below `path`, but for the folders `hidden`.
+
+    All paths are real ones. Links are left out: a rule for one would be for what it names.
+    """
+    if path in hidden:
+        return
+    if not any(folder.startswith(path + "/") for folder in hidden):
+        yield path
+        return
+    with os.scandir(path) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if not entry.is_symlink():
+                yield from without(entry.path, hidden)
 
 
 def _landlock_rule(ruleset: int, path: str | int, rights: int) -> None:
@@ -322,7 +356,7 @@ def _landlock_rule(ruleset: int, path: str | int, rights: int) -> None:
 # --------------------------------------------------------------------------- seccomp
 
 _KILL, _NOTIFY, _ALLOW, _ERRNO = 0x80000000, 0x7FC00000, 0x7FFF0000, 0x00050000
-_EPERM, _ENOSYS = _ERRNO | 1, _ERRNO | 38
+_EPERM, _ENOSYS, _DONE = _ERRNO | 1, _ERRNO | 38, _ERRNO  # the last: 0, and nothing happens
 _LOAD, _AND, _JUMP_EQUAL, _JUMP_GE, _JUMP_SET, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
 _Instruction = tuple[int, int, int, int]
 
@@ -357,8 +391,15 @@ def _argument_rules(forks: bool) -> dict[str, list[_Instruction]]:
         rules = [rule for value in values for rule in _when(value, _ALLOW)]
         return [_argument(index), *rules, (_RETURN, 0, 0, _EPERM)]
 
-    # F_SETOWN, F_SETSIG, F_SETOWN_EX could aim a signal at another process.
-    owner = [rule for value in (8, 10, 15) for rule in _when(value, _EPERM)]
+    # What concerns the descriptor and the pipe only: F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL,
+    # F_GETLK, F_OFD_GETLK, F_DUPFD_CLOEXEC, F_GETPIPE_SZ, F_GET_SEALS. Others reach out of the
+    # session: signals (F_SETOWN), leases and notices, which hold up whoever writes to a library.
+    own = [
+        rule for value in (0, 1, 2, 3, 4, 5, 36, 1030, 1032, 1034) for rule in _when(value, _ALLOW)
+    ]
+    # Locks on a library's file would be seen by other sessions. F_SETLK, F_SETLKW and the same
+    # of open files say "done", as they would to the only process that uses its files.
+    locks = [rule for value in (6, 7, 37, 38) for rule in _when(value, _DONE)]
     threads = _when(_CLONE_THREAD, _ALLOW, _JUMP_SET)
     # Memory that a copy of the session would share: MAP_SHARED (1) with MAP_ANONYMOUS (0x20),
     # which mprotect could make writable later, or with PROT_WRITE (2).
@@ -386,7 +427,8 @@ def _argument_rules(forks: bool) -> dict[str, list[_Instruction]]:
         "openat": opens(2),
         # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
         "ioctl": only(1, [0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451]),
-        "fcntl": [_argument(1), *owner, (_RETURN, 0, 0, _ALLOW)],
+        "fcntl": [_argument(1), *own, *locks, (_RETURN, 0, 0, _EPERM)],
+        "flock": [(_RETURN, 0, 0, _DONE)],
         "mmap": [_argument(3), (_JUMP_SET, 0, len(shared), 1), *shared, (_RETURN, 0, 0, _ALLOW)],
     }
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 import io
+import os
 import platform
 import sys
 import types
 from collections import defaultdict
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -53,13 +55,19 @@ _SESSIONS = (
 )
 
 
-def warm_up() -> dict[str, str]:
+def warm_up(preload: Sequence[str], numpy_legacy: str | None, folder: str) -> dict[str, str]:
     """Import the libraries and use them once; returns versions.
 
     Then their memory is arranged so that sessions, which share it until they write to it,
-    write to few pages.
+    write to few pages. `folder` can be written to meanwhile.
     """
     modules = {name: import_module(name) for name in LIBRARIES}
+    for name in preload:
+        import_module(name)
+    _warm_matplotlib(folder)
+    _use_pipes_in_asyncio()
+    if numpy_legacy is not None:
+        modules["numpy"].set_printoptions(legacy=numpy_legacy)
     namespace: dict[str, Any] = {}
     _run(REHEARSAL, namespace)
     _bring_together(partial(_run, REHEARSAL, namespace))
@@ -70,6 +78,50 @@ def warm_up() -> dict[str, str]:
     gc.freeze()  # the collector leaves these objects alone: their pages stay shared
     versions = {name: str(module.__version__) for name, module in modules.items()}
     return {"python": platform.python_version(), **versions}
+
+
+def _warm_matplotlib(folder: str) -> None:
+    """Import matplotlib, if it is there: its list of fonts and its import cost a plot 0.4 s.
+
+    Nothing is drawn, because that would leave font files open.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    os.environ["MPLCONFIGDIR"] = folder
+    import_module("matplotlib.pyplot").switch_backend("agg")
+    del os.environ["MPLCONFIGDIR"]
+
+
+class _PipeEnd:
+    """What an event loop uses of a socket."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def recv(self, size: int) -> bytes:
+        return os.read(self._fd, size)
+
+    def send(self, data: bytes) -> int:
+        return os.write(self._fd, data)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _use_pipes_in_asyncio() -> None:
+    """Let event loops wake themselves by a pipe, since sessions may not make sockets."""
+    loop: Any = import_module("asyncio.selector_events").BaseSelectorEventLoop
+
+    def make_self_pipe(self: Any) -> None:
+        self._ssock, self._csock = map(_PipeEnd, os.pipe())
+        self._internal_fds += 1
+        self._add_reader(self._ssock.fileno(), self._read_from_self)
+
+    loop._make_self_pipe = make_self_pipe
 
 
 def _run(cells: tuple[str, ...], namespace: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from . import cells, memory, sandbox
 
 SCRATCH = "/scratch"
+TEMPORARY = "/tmp"  # the home of a session that has namespaces, but for those that are copies
 FAMILY_BYTES = 1 << 20  # the folders that hold the folders of a session and its copies
 STOP_SECONDS = 1.0
 MOST_TASKS = 1000  # threads of a session and all its copies
@@ -175,7 +176,10 @@ class Zygote:
         if not self.namespaces or family.members:
             os.mkdir(parent, 0o300)  # no listing: the second name shall stay unknown
         member = _Member(family, f"{parent}/home", f"{parent}/{secrets.token_hex(16)}")
-        os.mkdir(member.home, 0o700)
+        if self.namespaces and not family.members:
+            member.home = TEMPORARY
+        else:
+            os.mkdir(member.home, 0o700)
         os.mkdir(member.forks, 0o700)
         if self.namespaces:
             sandbox.mount_scratch(member.home, size)
@@ -295,6 +299,7 @@ class Zygote:
                 cells.send({"setup_error": cells.one_line(error)})
                 raise
             memory.populate(self.rules.hot)
+            self.sessions, self.spares = {}, []  # a session need not know of others
             arguments = (member.home, limits["memory_bytes"])
             session = cells.Session(*arguments, sandbox.fork_here, self._confine_copy)
             cells.send({"ready": True})

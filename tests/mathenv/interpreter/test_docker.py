@@ -169,6 +169,39 @@ def test_a_container_that_talks_nonsense_or_ends_is_an_infra_error(api, entry, m
 
 
 @needs_engine
+def test_settings_reach_the_inside():
+    options = {"preload": ("colorsys",), "numpy_legacy": "1.25"}
+    with DockerInterpreter(SMALL, containers=1, **options) as interpreter:
+        assert interpreter.description["preload"] == "colorsys"
+        with interpreter.session() as session:
+            assert session.run("import sys\n'colorsys' in sys.modules").output == "True"
+            assert session.run("import numpy\nnumpy.float64(3)").output == "3.0"
+
+
+@needs_engine
+def test_packages_that_the_image_has_not():
+    with pytest.raises(ConfigError, match=r"'torch' is not installed .*in the image"):
+        DockerInterpreter(SMALL, containers=1, packages=("torch",))
+
+
+@needs_engine
+def test_nothing_of_the_image_but_libraries_can_be_read(small):
+    cells = [
+        "import mathenv",
+        "open('/opt/interpreter/mathenv/types.py')",
+        "import os\nos.listdir('/opt')",
+        "import os\nos.listdir('/proc/1/fd')",
+        "import pip",
+        "open('/etc/passwd')",
+    ]
+    with small.session() as session:
+        for cell in cells:
+            result = session.run(cell)
+            assert result.status is ExecutionStatus.ERROR, cell
+            assert result.output.splitlines()[-1].startswith(("Module", "Permission")), cell
+
+
+@needs_engine
 def test_unknown_runtime_is_the_engines_own_words():
     with pytest.raises(InfraError, match="no-such-runtime"):
         DockerInterpreter(runtime="no-such-runtime", containers=1)

@@ -13,7 +13,7 @@ import pytest
 
 from mathenv.interpreter import sandbox
 
-ALLOW, EPERM, KILL = 0x7FFF0000, 0x00050001, 0x80000000
+ALLOW, EPERM, KILL, DONE = 0x7FFF0000, 0x00050001, 0x80000000, 0x00050000
 ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 O_RDONLY, O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_CLOEXEC = 0, 1, 2, 0o100, 0o1000, 0o2000000
 POINTER, HIGH_POINTER = 0x7F0000001000, 0x7F0000000000  # the low half of the second is zero
@@ -54,7 +54,13 @@ CALLS = [
     ("prctl", 157, 167, (1, 0), EPERM),
     ("prctl", 157, 167, (15, POINTER), ALLOW),
     ("prctl", 157, 167, (4, 1), EPERM),
-    ("fcntl", 72, 25, (3, 10, 9), EPERM),
+    # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_GETLK, F_OFD_GETLK, F_DUPFD_CLOEXEC, ...
+    *[("fcntl", 72, 25, (3, n, 0), ALLOW) for n in (0, 1, 2, 3, 4, 5, 36, 1030, 1032, 1034)],
+    *[("fcntl", 72, 25, (3, n, POINTER), DONE) for n in (6, 7, 37, 38)],  # set a lock
+    # F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ, F_ADD_SEALS, hints
+    *[("fcntl", 72, 25, (3, n, 1), EPERM) for n in (8, 10, 15, 1024, 1026, 1031, 1033, 1036)],
+    ("fcntl", 72, 25, (3, 5000, 1), EPERM),
+    ("flock", 73, 32, (3, 2), DONE),
     ("clone", 56, 220, (0x3D0F00, POINTER), ALLOW),
     ("clone", 56, 220, (17, 0), EPERM),
     ("kill", 62, 129, (1, 9), EPERM),
