@@ -121,6 +121,8 @@ def split(text: str) -> Document:
 
 @dataclass(frozen=True, slots=True)
 class _Opening:
+    """`column` is where the fence stands, counted from the last of the `quotes` marks."""
+
     before: str
     fence: str
     info: str
@@ -140,11 +142,13 @@ def _opening(line: str, *, after_fence: bool) -> _Opening | None:
     kind, language = classify(found["info"])
     if after_fence and kind in ("bare", "other"):
         return None  # the text after a closing fence opens a block only by a known name
+    outer, mark, lead = found["lead"].rpartition(">")
+    start = _width(outer + mark)
     return _Opening(
         before="",
         fence=found["fence"],
         info=found["info"],
-        column=_width(found["lead"]),
+        column=_width(lead, start) - start,
         quotes=found["lead"].count(">"),
         kind=kind,
         language=language,
@@ -228,7 +232,7 @@ def _cut(opening: _Opening, number: int, content: str, start: int, end: int) -> 
     kind, _ = classify(after) if "`" not in after else ("bare", "")
     if kind in ("bare", "other") or len(after.split()) > 1:
         return _End(number, number + 1, last=content[:start], rest=after)
-    lead = ">" * opening.quotes + " " * (opening.column - opening.quotes)
+    lead = ">" * opening.quotes + " " * opening.column
     return _End(number, number + 1, last=content[:start], rest=lead + content[start:])
 
 
@@ -265,13 +269,14 @@ def _content(line: str, opening: _Opening) -> str | None:
     """
     at = column = 0
     for _ in range(opening.quotes):
-        before, mark, _ = line[at:].partition(">")
-        if not mark or before.strip(_BLANKS):
+        mark = line.find(">", at)
+        if mark < 0 or line[at:mark].strip(_BLANKS):
             return None
-        column, at = _width(before, column) + 1, at + len(before) + 1
-    while column < opening.column and at < len(line) and line[at] in _BLANKS:
+        column, at = _width(line[at:mark], column) + 1, mark + 1
+    wanted = column + opening.column
+    while column < wanted and at < len(line) and line[at] in _BLANKS:
         column, at = _width(line[at], column), at + 1
-    return " " * max(0, column - opening.column if at else 0) + line[at:]
+    return " " * (column - wanted) + line[at:]  # what is left of a tab that was taken in part
 
 
 def _indentation(line: str) -> int:

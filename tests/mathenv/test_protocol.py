@@ -268,6 +268,13 @@ def test_fences_of_falling_length_are_read_in_linear_time(character):
     assert time.process_time() - start < 3.0
 
 
+def test_deep_quotes_are_read_in_linear_time():
+    line = ">" * 300_000
+    start = time.process_time()
+    read_turn(f"{line}```python\n{line}x\n{line}\n>", last=False)
+    assert time.process_time() - start < 3.0
+
+
 @needs_data
 def test_recorded_turns_read_the_same_under_both_protocols():
     """ToRA's texts whole and turn by turn, and all cells of ToRA and MathCoder."""
