@@ -8,12 +8,14 @@ from __future__ import annotations
 import io
 import os
 import platform
+import shutil
 import signal
 import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 EXIT_INTERRUPTED = 130
+_LEAST_COLUMNS = 20  # in one of 1 the help is never done (tyro 1.0)
 # Ours stand in their place. Each can be had back: the variables are left alone where they are set.
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # of downloads, and of transformers' loading
@@ -54,6 +56,8 @@ def prepare() -> None:
     """Make this process one in which a command runs: of no concern to users of the library."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    if shutil.get_terminal_size().columns < _LEAST_COLUMNS:
+        os.environ["COLUMNS"] = str(_LEAST_COLUMNS)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is shown as an escape
             stream.reconfigure(errors="backslashreplace")

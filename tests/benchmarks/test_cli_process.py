@@ -123,7 +123,7 @@ def test_letters_that_the_encoding_lacks_are_shown_as_escapes(tmp_path: Path) ->
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk: another error, the same road."""
     line = "$MATHENV bench words --limit 60 --out r"
-    done = run(tmp_path, f"ulimit -f 40; {line}")
+    done = run(tmp_path, f"ulimit -S -f 40; {line}")
     assert done.returncode == 2, done.stderr
     assert "r/words-oracle/trajectories.jsonl: File too large" in done.stderr
     assert "what is finished is kept" in done.stderr

@@ -106,3 +106,21 @@ def test_the_manifest_is_plain_json(parts, tmp_path):
     save_checkpoint(tmp_path / "step-1", *parts, {"b": [1], "a": None})
     text = (tmp_path / "step-1" / "manifest.json").read_text()
     assert json.loads(text) == {"a": None, "b": [1]}
+
+
+def test_a_full_disk_names_the_checkpoint_and_keeps_the_earlier_ones(tmp_path, monkeypatch):
+    from agents.models.transformers import load_causal_lm, load_tokenizer
+    from agents.tiny import TinyConfig, make_tiny
+    from mathenv.errors import StorageError
+
+    folder = make_tiny(tmp_path / "tiny", config=TinyConfig(32, 1, 1, 64))
+    model, tokenizer = load_causal_lm(folder), load_tokenizer(folder)
+    save_checkpoint(tmp_path / "step-1", model, tokenizer, {}, {"step": 1})
+
+    def full(*_: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed")
+
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(StorageError, match="step-2: No space left on device: make room"):
+        save_checkpoint(tmp_path / "step-2", model, tokenizer, {}, {"step": 2})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-1", "tiny"]
