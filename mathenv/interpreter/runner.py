@@ -154,30 +154,7 @@ def nursery_main(
     """Warm up, say hello, then fork zygotes until the host closes the socket."""
     try:
         sandbox.die_with_parent()
-        abi = 0 if config["tier"] == "rlimits" else sandbox.landlock_abi()
-        if config["tier"] == "seccomp" and abi == 0:
-            raise OSError("this kernel has no Landlock (needs 5.13 with CONFIG_SECURITY_LANDLOCK)")
-        kept = 0
-        if config["tier"] != "namespaces" and os.geteuid() == 0:
-            kept = _leave_root(config, [*view["roots"], *view["packages"].values()])
-        sandbox.die_with_parent()  # a change of user clears it
-        paths = _readable(config, view)
-        if config["tier"] == "seccomp":
-            sandbox.no_new_privileges()
-            exact = _exactly_readable(config, view)
-            sandbox.landlock(abi, [*exact, "/proc"], [config["scratch"]])
-        sys.path.append(_packages_folder(config))
-        cells.prepare_process()
-        with _temporary_folder(config) as folder:
-            versions = warmup.warm_up(view["preload"], view["numpy_legacy"], folder)
-        if len(os.listdir(os.open("self/task", os.O_RDONLY, dir_fd=proc))) > 1:
-            raise RuntimeError(f"preload={view['preload']}: one of them starts threads")
-        hello = {"versions": versions, "landlock": abi}
-        hot = memory.often_written(warmup.TYPICAL, proc)
-        memory.use_huge_pages(proc)
-        rules = zygote.Confinement(config["scratch"], paths, abi, kept, proc, hot)
-        sandbox.forbid_inspection()
-        sandbox.no_new_privileges()
+        hello, rules = _prepare(config, view, proc)
     except BaseException as error:
         control.send(json.dumps({"error": cells.one_line(error)}).encode())
         return
@@ -195,6 +172,46 @@ def nursery_main(
             zygote.Zygote(socket.socket(fileno=fds[0]), rules).serve()
             os._exit(0)
         os.close(fds[0])
+
+
+def _prepare(config: dict[str, Any], view: dict[str, Any], proc: int) -> tuple[dict[str, Any], Any]:
+    """Confine this process as far as all sessions are, and warm it up.
+
+    Returns what the host is told, and the `Confinement` of the sessions.
+    """
+    tier = config["tier"]
+    abi = 0 if tier == "rlimits" else sandbox.landlock_abi()
+    if tier == "seccomp" and abi == 0:
+        raise OSError("this kernel has no Landlock (needs 5.13 with CONFIG_SECURITY_LANDLOCK)")
+    kept = 0
+    if tier != "namespaces" and os.geteuid() == 0:
+        kept = _leave_root(config, [*view["roots"], *view["packages"].values()])
+    sandbox.die_with_parent()  # a change of user clears it
+    sandbox.no_new_privileges()
+    paths = _readable(config, view)
+    if tier == "seccomp":
+        exact = _exactly_readable(config, view)
+        sandbox.landlock(abi, [*exact, "/proc"], [config["scratch"]])
+    sys.path.append(_packages_folder(config))
+    cells.prepare_process()
+    with _temporary_folder(config) as folder:
+        versions = warmup.warm_up(view["preload"], view["numpy_legacy"], folder)
+    if _threads(proc) > 1:
+        raise RuntimeError(f"preload={view['preload']}: one of them starts threads")
+    hot = memory.often_written(warmup.TYPICAL, proc)
+    memory.use_huge_pages(proc)
+    sandbox.forbid_inspection()
+    rules = zygote.Confinement(config["scratch"], paths, abi, kept, proc, hot)
+    return {"versions": versions, "landlock": abi}, rules
+
+
+def _threads(proc: int) -> int:
+    """Number of threads of this process, those of C code among them."""
+    folder = os.open("self/task", os.O_RDONLY, dir_fd=proc)
+    try:
+        return len(os.listdir(folder))
+    finally:
+        os.close(folder)
 
 
 def _readable(config: dict[str, Any], view: dict[str, Any]) -> list[str]:
