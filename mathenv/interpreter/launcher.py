@@ -45,7 +45,10 @@ _AT_LIMIT = {
 
 
 class SlowStartError(InfraError):
-    """Something did not start in time, as on a busy machine: no sign that it cannot."""
+    """Something did not start in time, or for want of memory or the like, on a busy machine.
+
+    That is no sign that it cannot.
+    """
 
 
 class NoSpaceError(InfraError):
@@ -105,7 +108,7 @@ class Launcher:
         except (OSError, InfraError) as error:
             text = f"{error} {self._stderr()}".strip()
             self.close()
-            raise InfraError(text) from None
+            raise _kind(error)(text) from None
 
     def _launch(self, theirs: socket.socket, config: dict[str, Any]) -> subprocess.Popen[bytes]:
         # -s -P with an environment of our own is -I, except that -I would ignore
@@ -221,7 +224,8 @@ def too_slow(what: str, seconds: float) -> str:
 
 
 def _kind(error: Exception) -> type[InfraError]:
-    return SlowStartError if isinstance(error, TimeoutError) else InfraError
+    slow = isinstance(error, TimeoutError | SlowStartError)
+    return SlowStartError if slow else InfraError
 
 
 def _receive(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -232,7 +236,9 @@ def _receive(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
     if "error" in reply:
         number = reply.get("errno", 0)
         hint = _AT_LIMIT.get(number)
-        kind = NoSpaceError if number in (errno.ENOSPC, errno.EDQUOT) else InfraError
+        kind = SlowStartError if hint else InfraError
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            kind = NoSpaceError
         raise kind(reply["error"] + (f" ({hint})" if hint else ""))
     return reply, fds
 

@@ -89,7 +89,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         child = os.fork()
     except BaseException as error:
-        control.send(json.dumps({"error": cells.one_line(error)}).encode())
+        control.send(_failure(error))
         os._exit(1)
     if child == 0:
         os.close(host)
@@ -97,6 +97,12 @@ def main() -> None:
         os._exit(0)
     control.close()
     _outlive(host, child, proc, config["scratch"])
+
+
+def _failure(error: BaseException) -> bytes:
+    """The message that something went wrong."""
+    number = error.errno if isinstance(error, OSError) else None
+    return json.dumps({"error": cells.one_line(error), "errno": number}).encode()
 
 
 def _outlive(host: int, child: int, proc: int, scratch: str | None) -> None:
@@ -156,7 +162,7 @@ def nursery_main(
         sandbox.die_with_parent()
         hello, rules = _prepare(config, view, proc)
     except BaseException as error:
-        control.send(json.dumps({"error": cells.one_line(error)}).encode())
+        control.send(_failure(error))
         return
     control.send(json.dumps(hello).encode())
     while True:
@@ -166,7 +172,12 @@ def nursery_main(
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        if os.fork() == 0:
+        try:
+            child = os.fork()
+        except OSError as error:
+            socket.socket(fileno=fds[0]).send(_failure(error))  # and close it
+            continue
+        if child == 0:
             control.close()
             sandbox.die_with_parent()
             zygote.Zygote(socket.socket(fileno=fds[0]), rules).serve()

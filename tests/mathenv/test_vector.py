@@ -491,12 +491,12 @@ except mathenv.InfraError as error:
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 envs.reset(seed=0)
 import time
-for _ in range(500):
+for _ in range(50):  # the helpers hear of those that have ended with their next requests
     envs.step([code, code, *["hm"] * 38])
     envs.reset(seed=0)
+    time.sleep(0.1)
     if helpers() <= 6 and files() <= before + 3:
         break
-    time.sleep(0.02)
 print(helpers() <= 6, files() <= before + 3)
 """
 

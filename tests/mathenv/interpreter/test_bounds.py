@@ -5,9 +5,11 @@ the statuses it may have.
 """
 
 import contextlib
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from mathenv.errors import ConfigError, InfraError
-from mathenv.interpreter import ForkError, Limits, LocalInterpreter
-from mathenv.interpreter.base import RESTARTED, WALL_FACTOR
-from mathenv.interpreter.launcher import NoSpaceError
+from mathenv.interpreter import ForkError, Limits, LocalInterpreter, launcher
+from mathenv.interpreter.base import RESTARTED, WALL_FACTOR, HostLimitError
+from mathenv.interpreter.launcher import NoSpaceError, SlowStartError
 from mathenv.interpreter.local import LocalSession
 from mathenv.interpreter.process import CellDeadline, Process
 from mathenv.types import ExecutionStatus
@@ -203,11 +205,11 @@ def test_a_session_that_filled_the_disk_does_not_keep_the_next_from_starting(mon
     """Its files may take longer to remove than its end does."""
     monkeypatch.setattr("mathenv.interpreter.launcher._REMOVE_SECONDS", 0.0)
     with LocalInterpreter(LIMITS, tier="seccomp", zygotes=1, spares=0) as interpreter:
-        launcher = interpreter._launchers[-1]
+        removing = interpreter._launchers[-1]
         start = Process.start
 
         def full(*args: object) -> Process:
-            if launcher._unused:
+            if removing._unused:
                 raise NoSpaceError("No space left on device")
             return start(*args)
 
@@ -215,9 +217,9 @@ def test_a_session_that_filled_the_disk_does_not_keep_the_next_from_starting(mon
         with interpreter.session() as session:
             session.run("for i in range(300):\n    open(str(i), 'w').close()")
             session.run("import os\nos._exit(1)")
-            assert launcher._unused
+            assert removing._unused
             assert session.run("1").output == f"{RESTARTED}\n1"
-            assert not launcher._unused
+            assert not removing._unused
 
 
 class Clock:
@@ -409,4 +411,32 @@ def test_an_interpreter_that_cannot_be_started_says_ulimit(open_folder, tier):
         timeout=240,
     )
     assert "ulimit -n" in done.stdout, done.stderr
+    assert list(open_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [(errno.EAGAIN, "ulimit -u"), (errno.ENOMEM, "memory"), (errno.EMFILE, "ulimit -n")],
+)
+def test_a_limit_met_anywhere_is_said_and_takes_no_weaker_tier(
+    monkeypatch, open_folder, number, hint
+):
+    """By this process, which starts the launcher, or by one of its helpers."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("tempfile.tempdir", str(open_folder))
+    files = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr("mathenv.interpreter.launcher.subprocess.Popen", refuse)
+        for tier in ("namespaces", "seccomp", None):
+            with pytest.raises(HostLimitError, match=hint):
+                LocalInterpreter(tier=tier)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        theirs.send(json.dumps({"error": "fork", "errno": number}).encode())
+        with pytest.raises(SlowStartError, match=f"fork.*{hint}"):
+            launcher._receive(ours)
+    assert len(os.listdir("/proc/self/fd")) == files
     assert list(open_folder.iterdir()) == []

@@ -116,5 +116,5 @@ def test_without_spares_there_are_none(running, launchers):
             session.run("1")
             time.sleep(0.3)
             assert len(running(os.getpid(), others)) == 4  # launcher, nursery, zygote, session
-    with pytest.raises(ConfigError, match="spares=-1"):
+    with pytest.raises(ConfigError, match="spares must be an integer of at least 0, got -1"):
         LocalInterpreter(spares=-1)
