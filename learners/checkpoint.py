@@ -107,10 +107,12 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _write_error(error: Exception) -> str | None:
+def _write_error(error: BaseException) -> str | None:
     """Return why a file could not be written; None for errors of other kinds."""
     if isinstance(error, MathEnvError):  # told already
         return None
+    if isinstance(error, ExceptionGroup):  # of tasks that run side by side
+        return next(filter(None, map(_write_error, error.exceptions)), None)
     if isinstance(error, OSError):
         return (error.strerror or str(error)) if error.errno in _ERRNOS else None
     cause = error.__context__
