@@ -62,7 +62,8 @@ class Normed(LlamaForCausalLM):
 
 def recurrent_gemma(**more):
     config = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
-    return RecurrentGemmaConfig(**config, lru_width=32, **more)
+    # Three layers: every third one has attention, and its cache is looked for.
+    return RecurrentGemmaConfig(**{**config, "num_hidden_layers": 3}, lru_width=32, **more)
 
 
 # How to build one, and whether the model's own logits are needed.
