@@ -40,6 +40,7 @@ from learners.checkpoint import check_finished, drop_state, step_folders
 from learners.diagnose import diagnose
 from learners.learner import Learner, make_learner
 from learners.preferences import Example, why_none
+from learners.records import RESULT, SELECTION, IterationResult, read_result, selected
 from learners.reporter import Reporter
 from learners.settings import IterateConfig, Method, ReferenceMoves
 from learners.train import Stage, train
@@ -48,10 +49,8 @@ from mathenv.errors import ConfigError, DataError, TrainingError
 from mathenv.files import writing
 from mathenv.interpreter import Interpreter, Limits
 from mathenv.locking import hold
-from mathenv.store import TrajectoryStore, read_object, write_atomic
+from mathenv.store import TrajectoryStore, write_atomic
 from mathenv.types import Problem, Trajectory
-
-_RESULT = "result.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +63,6 @@ class Data:
     prompts: Sequence[Problem]
     validation: Sequence[Problem]
     demonstrations: Sequence[Trajectory] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class IterationResult:
-    """What one iteration chose. Scores are greedy pass@1 on the validation problems."""
-
-    number: int
-    policy: Path
-    validation: float
-    validation_before: float
-    scores: dict[str, float]
-    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +206,7 @@ def run_iteration(
     name = f"seed-{config.seed}/{learner_name}/{folder.name}"
     place = _Place(name, folder, reporter or Reporter())
     with hold(folder), writing(folder):
-        result = _read_result(policies, number, folder)
+        result = read_result(folder, number, policies.current)
         if result is None:
             for path in {policies.current, policies.previous, policies.reference}:
                 check_finished(path)
@@ -273,7 +260,7 @@ def _sample(
     would change what a half trained stage goes on with.
     """
     file = place.folder / "rollouts.jsonl"
-    if _is_selected(place.folder):
+    if selected(place.folder) is not None:
         return read_collected(file)
     mixture = (
         ("current", policies.current, config.current_samples),
@@ -302,41 +289,20 @@ def _sample(
     return read_collected(file)
 
 
-def _is_selected(folder: Path) -> bool:
-    """Whether examples were chosen. A selection without any is followed by more sampling."""
-    return bool(_selected(folder))
-
-
-def _selected(folder: Path) -> list[dict[str, str]]:
-    """Return where the chosen examples came from, nothing where none were chosen yet."""
-    file = folder / "selection.json"
-    if not file.exists():
-        return []
-    remedy = f"remove it to choose again from {folder / 'rollouts.jsonl'}"
-    found = read_object(file, remedy)
-    try:
-        counted, provenance = found["counts"]["examples"], found["provenance"]
-        if len(provenance) != counted:
-            raise ValueError("it counts other examples than it lists")
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{file} is damaged ({error}): {remedy}") from None
-    return list(provenance)
-
-
 def _select(
     learner: Learner, trajectories: Sequence[Trajectory], seed: int, place: _Place
 ) -> list[Example]:
     """Make training examples and write down which, and what was left out."""
     examples, selection = learner.examples(trajectories, seed=seed)
-    file = place.folder / "selection.json"
-    before = _selected(place.folder)
-    if before and before != selection.provenance:
+    file = place.folder / SELECTION
+    before = selected(place.folder)
+    if before is not None and before != selection.provenance:
         raise DataError(
             f"{file} lists other examples than {place.folder / 'rollouts.jsonl'} gives: one of "
             "them is damaged. Restore it from a copy, or remove both and "
             f"{place.folder / 'train'} to sample, choose and train again"
         )
-    if not before:
+    if before is None:
         record = {"counts": selection.counts(), "provenance": selection.provenance}
         write_atomic(file, json.dumps(record, indent=1))
     place.reporter.say(
@@ -389,31 +355,7 @@ def _choose(
         number, candidates[best], scores[best], scores["before"], scores, tuple(warnings)
     )
     row = {**asdict(result), "policy": best}
-    write_atomic(place.folder / _RESULT, json.dumps(row, indent=1))
-    return result
-
-
-def _read_result(policies: Policies, number: int, folder: Path) -> IterationResult | None:
-    """Return what an earlier run chose in an iteration, or None where it did not get that far."""
-    file = folder / _RESULT
-    if not file.exists():
-        return None
-    remedy = "remove it to choose again among the checkpoints of this iteration"
-    row = read_object(file, remedy)
-    try:
-        best = row["policy"]
-        result = IterationResult(
-            number,
-            policies.current if best == "before" else folder / "train" / best,
-            float(row["validation"]),
-            float(row["validation_before"]),
-            dict(row["scores"]),
-            tuple(row["warnings"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{file} is damaged ({type(error).__name__}: {error}): {remedy}") from None
-    if best != "before" and not result.policy.is_dir():
-        raise DataError(f"{file} names the policy {result.policy}, which is not there: {remedy}")
+    write_atomic(place.folder / RESULT, json.dumps(row, indent=1))
     return result
 
 

@@ -161,18 +161,19 @@ class Policy:
         layers = _layers(model, config)
         for layer in layers[:: config.recompute_every] if config.recompute_every else ():
             _recompute(layer)
-        head_use(model)  # while the weights are whole
         dtype = _DTYPES.get(config.precision)
         self.sharded = devices.count > 1 and shards(config)
         # What shards are gathered in, and so all is computed in; others compute in autocast.
         self.gathered = dtype if self.sharded else None
         self._module: Any
         if self.sharded:
+            head_use(model)  # while the weights are whole
             self._module = _shard(LogProbModel(model), layers, devices, dtype)
         else:
             with warnings.catch_warnings():  # torch's new name is not accelerate's yet
                 warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
                 self._module = devices.accelerator.prepare_model(LogProbModel(model, dtype))
+            head_use(model)  # where it computes: a large one takes long on the CPU
         self.parameters = [p for p in self._module.parameters() if p.requires_grad]
 
     @property

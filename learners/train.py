@@ -37,6 +37,7 @@ from learners.lora import adapters_off, load_trained
 from learners.model_check import check_lengths, note_experts
 from learners.parallel import Devices, Policy, autocast, shares
 from learners.preferences import Example, Sample
+from learners.records import log_until
 from learners.reference import frozen_logps
 from learners.schedule import TrainConfig, batches, count_steps, save_steps
 from mathenv.errors import DataError, RenderError, TrainingError
@@ -334,38 +335,6 @@ class _Run:
                 os.fsync(file.fileno())  # before the checkpoint that says these steps are done
             save_checkpoint(path, model, self._tokenizer, manifest, state, weights)
         self.devices.wait()
-
-
-def log_until(file: Path, done: int) -> list[str]:
-    """Return the lines of a `metrics.jsonl` up to a step; later ones are done again.
-
-    A log that was removed goes on where the training does, so the first line may be of any step.
-
-    Raises:
-        DataError: lines are damaged or missing, or two runs have written into the file.
-    """
-    remedy = f"remove {file} to go on without the figures of the first {done} steps"
-    lines: dict[int, str] = {}
-    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
-        try:
-            step = json.loads(line)["step"]
-            if type(step) is not int:
-                raise ValueError
-        except (ValueError, KeyError, TypeError):
-            if len(lines) >= done or not line:  # cut off while it was being written
-                continue
-            raise DataError(f"{file}:{number} is damaged: {remedy}") from None
-        text = line.decode() + "\n"
-        if step <= done and lines.setdefault(step, text) != text:
-            raise DataError(
-                f"{file}:{number} tells of step {step} otherwise than a line before it: two runs "
-                f"wrote into this folder at the same time, and its checkpoints may be mixed. "
-                f"Remove the folder {file.parent} and train again"
-            )
-    found = sorted(step for step in lines if step <= done)
-    if done and found != list(range(found[0] if found else 1, done + 1)):
-        raise DataError(f"{file} lacks lines of the first {done} steps: {remedy}")
-    return [lines[step] for step in found]
 
 
 def _fingerprints(tokenizer: Any) -> Iterator[str]:

@@ -56,6 +56,9 @@ def storage_error(error: Exception, path: object) -> StorageError | None:
     """Return the error to raise where a write failed for lack of room or permission, else None."""
     if isinstance(error, StorageError):
         return error
+    if isinstance(error, ExceptionGroup):  # of tasks that run side by side
+        every = (storage_error(one, path) for one in error.exceptions)
+        return next((known for known in every if known is not None), None)
     if not isinstance(error, OSError) and isinstance(error.__context__, OSError):
         error = error.__context__  # torch tells what came after the system's error
     if not isinstance(error, OSError):

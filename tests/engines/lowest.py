@@ -1,6 +1,6 @@
 """Print the lowest version that pyproject.toml allows of each direct dependency, for pip.
 
-    python lowest.py EXTRA ... > constraints.txt
+    python tests/engines/lowest.py EXTRA ... > constraints.txt
 
 torch is left out: see lowest.sh.
 """

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from learners import make_learner
-from learners.checkpoint import step_folders
+from learners.checkpoint import step_folders, writing
 from learners.learner import LearnerConfig
 from learners.preferences import PairRules
 from learners.reference import LogProbCache
@@ -87,6 +87,16 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_and_the_run_goes_on(
     train(*given, CONFIG, stage)
     found = {p.name: (p / "model.safetensors").read_bytes() for _, p in step_folders(out)}
     assert found == whole
+
+
+def test_a_full_disk_under_tasks_that_run_side_by_side_is_told_too(tmp_path):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(InfraError, match="could not be written: No space left"):
+        with writing(tmp_path):
+            raise ExceptionGroup("tasks", [ValueError("other"), ExceptionGroup("more", [full])])
+    for other in (ValueError("x"), OSError(errno.ECONNRESET, "reset"), ConfigError("told")):
+        with pytest.raises(type(other)), writing(tmp_path):
+            raise other
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from learners.run import fine_tune
 from learners.sft import SFT
 from learners.train import TrainConfig
 from mathenv.env import shared_interpreter
-from mathenv.errors import ConfigError, InfraError, TrainingError
+from mathenv.errors import ConfigError, DataError, InfraError, TrainingError
 from mathenv.interpreter import Limits
 from mathenv.store import TrajectoryStore, read_trajectories
 from mathenv.types import ExecutionResult, ExecutionStatus, Grade, GradeStatus, StopReason
@@ -579,12 +579,24 @@ def test_a_failed_demonstration_does_not_join_what_was_trained_on(micro, tmp_pat
     run = tmp_path / "run"
     shutil.copytree(micro.run, run)
     fail(run / "sft" / "demonstrations.jsonl", 1)
+    shutil.rmtree(run / "sft" / "train")
+    (run / "sft" / "train").mkdir()  # training has begun
+    (run / "sft" / "done").unlink()
     start = fine_tune(run, micro.recipe, micro.sets, Reporter())
     assert len(start.demonstrations) == 19
     assert failed_path(run / "sft" / "demonstrations.jsonl").exists()
     shutil.rmtree(run / "sft" / "train")  # nothing was trained: it may be played now
     (run / "sft" / "done").unlink()
     assert len(fine_tune(run, micro.recipe, micro.sets, Reporter()).demonstrations) == 20
+
+
+def test_demonstrations_that_sft_was_not_trained_on_are_an_error(micro, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(micro.run, run)
+    file = run / "sft" / "demonstrations.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(DataError, match=r"demonstrations\.jsonl no longer holds.*restore it"):
+        fine_tune(run, micro.recipe, micro.sets, Reporter())
 
 
 # --- what is refused, and what is told

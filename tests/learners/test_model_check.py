@@ -62,7 +62,21 @@ class Normed(LlamaForCausalLM):
 
 def recurrent_gemma(**more):
     config = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
-    return RecurrentGemmaConfig(**config, lru_width=32, **more)
+    # Three layers: every third one has attention, and its cache is looked for.
+    return RecurrentGemmaConfig(**{**config, "num_hidden_layers": 3}, lru_width=32, **more)
+
+
+def xlstm():
+    return transformers.xLSTMConfig(
+        vocab_size=300,
+        hidden_size=64,
+        num_heads=2,
+        num_hidden_layers=2,
+        num_blocks=2,
+        chunk_size=16,
+        mode="inference",
+        output_logit_soft_cap=0.5,
+    )
 
 
 # How to build one, and whether the model's own logits are needed.
@@ -114,6 +128,15 @@ def test_log_probs_are_those_of_the_models_own_logits(name, scale, caplog):
         found = token_logps(model, [sample, *samples(15)])[: sample.targets].double()
         assert found.tolist() == pytest.approx(from_full_logits(model, sample).tolist(), abs=1e-4)
     assert len([m for m in caplog.messages if "takes more memory and time" in m]) == full
+
+
+def test_the_cap_of_xlstm_is_known():
+    """At a whole chunk: the implementation fails at other lengths, in any use."""
+    model = build(lambda: of(xlstm()))
+    assert head_use(model).softcap == 0.5
+    (sample,) = samples(16)
+    found = token_logps(model, [sample]).tolist()
+    assert found == pytest.approx(from_full_logits(model, sample).tolist(), abs=1e-4)
 
 
 def test_a_cap_of_which_the_config_does_not_tell_is_found_in_an_untrained_model():
