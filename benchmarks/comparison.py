@@ -12,7 +12,7 @@ from benchmarks.metrics import (
     Outcomes,
     mcnemar,
     outcomes,
-    paired_bootstrap,
+    paired_difference,
     pass_at_1,
 )
 from mathenv.types import Trajectory
@@ -91,7 +91,7 @@ def compare_runs(
         ConfigError: no problem was scored in both.
     """
     before, after = outcomes(first), outcomes(second)
-    difference = paired_bootstrap(before, after, seed=seed)  # refuses runs that share nothing
+    difference = paired_difference(before, after, seed=seed)  # refuses runs that share nothing
     shared = [key for key in before if key in after]
     old: Outcomes = {key: before[key] for key in shared}
     new: Outcomes = {key: after[key] for key in shared}

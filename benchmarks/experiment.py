@@ -21,7 +21,7 @@ from benchmarks.metrics import (
     Outcomes,
     by_problem,
     outcomes,
-    paired_bootstrap,
+    paired_difference,
     pass_at_1,
 )
 from benchmarks.pages.page import write_report
@@ -166,9 +166,9 @@ def _score(seeds: Sequence[Outcomes]) -> list[str]:
 
 
 def _change(before: Sequence[Outcomes], after: Sequence[Outcomes]) -> list[str]:
-    change = paired_bootstrap(by_problem(before), by_problem(after))
+    change = paired_difference(by_problem(before), by_problem(after))
     pairs = zip(before, after, strict=True)
-    each = ", ".join(points(paired_bootstrap(old, new).value) for old, new in pairs)
+    each = ", ".join(points(paired_difference(old, new).value) for old, new in pairs)
     return [points(change.value), f"{points(change.low)} to {points(change.high)}", each]
 
 

@@ -18,7 +18,7 @@ from benchmarks.metrics import (
     Outcomes,
     ToolUse,
     outcomes,
-    paired_bootstrap,
+    paired_difference,
     pass_at_1,
 )
 from benchmarks.results import BenchResult
@@ -49,7 +49,7 @@ def stage_rows(
     scored: list[Outcomes] = [outcomes(runs) for _, runs in stages]
     rows = []
     for index, ((name, runs), results) in enumerate(zip(stages, scored, strict=True)):
-        gain = paired_bootstrap(scored[0], results, seed=seed) if index else None
+        gain = paired_difference(scored[0], results, seed=seed) if index else None
         excluded = sum(not t.counts for t in runs)
         rows.append(StageRow(name, pass_at_1(results, seed=seed), gain, excluded))
     return rows

@@ -101,7 +101,7 @@ def run_bench(
     result = BenchResult(
         suite=suite.name,
         agent=player.name,
-        metrics=summarize(regraded(read_collected(out), chosen), seed=seed),
+        metrics=summarize(regraded(read_collected(out), chosen), policy=chosen, seed=seed),
         mismatches=_mismatches(problems),
         config=config,
         policy=chosen.record(),

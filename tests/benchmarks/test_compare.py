@@ -10,7 +10,7 @@ from agents.scripted import OracleAgent, ReplayAgent
 from benchmarks import cli
 from benchmarks.commands.compare import Compare, find_runs
 from benchmarks.comparison import compare_runs
-from benchmarks.metrics import mcnemar, outcomes, paired_bootstrap
+from benchmarks.metrics import mcnemar, outcomes, paired_difference
 from benchmarks.results import read_result
 from benchmarks.runner import run_bench
 from benchmarks.suites import Suite, find_suite
@@ -29,7 +29,7 @@ def test_the_numbers_are_those_of_the_tests(make_trajectory) -> None:
     second = runs(make_trajectory, "0" + "1" * 13 + "0" * 6)
     result = compare_runs(first, second, names=("sft", "mdpo"))
     assert (result.gained, result.lost, result.unshared) == (10, 1, 0)
-    assert result.difference == paired_bootstrap(outcomes(first), outcomes(second))
+    assert result.difference == paired_difference(outcomes(first), outcomes(second))
     assert result.mcnemar == mcnemar(outcomes(first), outcomes(second))
     assert result.p_value == result.mcnemar
     assert result.decided

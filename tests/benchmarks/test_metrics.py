@@ -43,19 +43,19 @@ def _all_resampled_means(values: list[float]) -> np.ndarray:
     return np.array([fmean(draw) for draw in itertools.product(values, repeat=len(values))])
 
 
-def test_cluster_bootstrap_agrees_with_all_resamples() -> None:
+def test_cluster_interval_agrees_with_all_resamples() -> None:
     results = {"a": (1.0, 1.0), "b": (0.0, 1.0), "c": (0.0, 0.0), "d": (1.0, 0.0, 0.0), "e": (1.0,)}
-    estimate = metrics.cluster_bootstrap(results, resamples=200_000)
+    estimate = metrics.cluster_interval(results, resamples=200_000)
     exact = _all_resampled_means([fmean(v) for v in results.values()])
     assert estimate.value == pytest.approx(fmean(fmean(v) for v in results.values()))
     assert estimate.low == pytest.approx(np.quantile(exact, 0.025), abs=0.02)
     assert estimate.high == pytest.approx(np.quantile(exact, 0.975), abs=0.02)
 
 
-def test_cluster_bootstrap_approaches_the_normal_interval() -> None:
+def test_cluster_interval_approaches_the_normal_interval() -> None:
     rng = np.random.default_rng(1)
     results = {str(i): tuple(rng.integers(0, 2, 4).astype(float)) for i in range(2000)}
-    estimate = metrics.cluster_bootstrap(results)
+    estimate = metrics.cluster_interval(results)
     means = [fmean(v) for v in results.values()]
     half = Z * stdev(means) / math.sqrt(len(means))
     assert estimate.low == pytest.approx(fmean(means) - half, rel=0.01)
@@ -86,10 +86,10 @@ def test_pass_at_1_of_single_samples_is_wilson() -> None:
         metrics.pass_at_1({})
 
 
-def test_paired_bootstrap_agrees_with_all_resamples() -> None:
+def test_paired_difference_agrees_with_all_resamples() -> None:
     first = {"a": (0.0,), "b": (0.0,), "c": (1.0,), "d": (0.0,), "e": (1.0,), "f": (0.0,)}
     second = {"a": (1.0,), "b": (1.0,), "c": (1.0,), "d": (1.0,), "e": (0.0,), "f": (1.0,)}
-    result = metrics.paired_bootstrap(first, second, resamples=200_000)
+    result = metrics.paired_difference(first, second, resamples=200_000)
     differences = [second[k][0] - first[k][0] for k in first]
     exact = _all_resampled_means(differences)
     observed = fmean(differences)
@@ -101,17 +101,17 @@ def test_paired_bootstrap_agrees_with_all_resamples() -> None:
 
 
 @pytest.mark.parametrize("problems", [1, 40, 500])
-def test_paired_bootstrap_of_equal_runs_claims_no_certainty(problems: int) -> None:
+def test_paired_difference_of_equal_runs_claims_no_certainty(problems: int) -> None:
     same = {str(i): (float(i % 2),) for i in range(problems)}
-    result = metrics.paired_bootstrap(same, same)
+    result = metrics.paired_difference(same, same)
     unseen = metrics.wilson(0, problems).high
     assert (result.value, result.p_value) == (0.0, 1.0)
     assert (result.low, result.high) == (-unseen, unseen)
 
 
-def test_paired_bootstrap_where_every_problem_was_gained() -> None:
+def test_paired_difference_where_every_problem_was_gained() -> None:
     first, second = ({str(i): (right,) for i in range(20)} for right in (0.0, 1.0))
-    result = metrics.paired_bootstrap(first, second)
+    result = metrics.paired_difference(first, second)
     assert (result.value, result.high) == (1.0, 1.0)
     assert result.low == 1 - metrics.wilson(0, 20).high
 
@@ -125,7 +125,7 @@ def test_seeds_over_the_same_problems_are_clusters_of_them() -> None:
     )
     pooled = [metrics.by_problem([run] * 3) for run in (before, after)]
     assert all(len(values) == 3 for run in pooled for values in run.values())
-    assert metrics.paired_bootstrap(*pooled) == metrics.paired_bootstrap(before, after)
+    assert metrics.paired_difference(*pooled) == metrics.paired_difference(before, after)
     score = metrics.pass_at_1(pooled[0])
     assert (score.n, score.method) == (200, "bootstrap")
     assert score.low == pytest.approx(metrics.pass_at_1(before).low, abs=0.01)
@@ -139,15 +139,15 @@ def test_seeds_are_pooled_over_the_problems_that_all_of_them_scored() -> None:
     assert metrics.by_problem([]) == {}
 
 
-def test_paired_bootstrap_uses_shared_problems_and_the_seed() -> None:
+def test_paired_difference_uses_shared_problems_and_the_seed() -> None:
     first = {str(i): (float(i % 3 == 0),) for i in range(60)}
     second = {str(i): (float(i % 2 == 0),) for i in range(10, 70)}
-    result = metrics.paired_bootstrap(first, second, seed=3)
+    result = metrics.paired_difference(first, second, seed=3)
     assert result.n == 50
-    assert result == metrics.paired_bootstrap(first, second, seed=3)
-    assert result != metrics.paired_bootstrap(first, second, seed=4)
+    assert result == metrics.paired_difference(first, second, seed=3)
+    assert result != metrics.paired_difference(first, second, seed=4)
     with pytest.raises(ConfigError, match="no problem"):
-        metrics.paired_bootstrap({"a": (1.0,)}, {"b": (1.0,)})
+        metrics.paired_difference({"a": (1.0,)}, {"b": (1.0,)})
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (5, 1), (7, 7), (9, 2)])

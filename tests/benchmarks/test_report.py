@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.curve import learning_curve
-from benchmarks.metrics import paired_bootstrap, wilson
+from benchmarks.metrics import paired_difference, wilson
 from benchmarks.report import latex_table, stage_markdown, stage_rows, stage_table
 from benchmarks.transcript import compare, improved, plain, transcript
 from mathenv.errors import ConfigError, DataError
@@ -18,7 +18,7 @@ def test_stage_rows_measure_gains_against_the_first(make_trajectory) -> None:
     rows = stage_rows([("SFT", before), ("iteration 1", after)])
     assert [row.score for row in rows] == [wilson(4, 10), wilson(9, 10)]
     assert rows[0].gain is None
-    assert rows[1].gain == paired_bootstrap(
+    assert rows[1].gain == paired_difference(
         {str(i): (float(i < 4),) for i in range(10)}, {str(i): (float(i < 9),) for i in range(10)}
     )
 
