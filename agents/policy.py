@@ -16,6 +16,7 @@ from agents.models.vllm import VLLMModel, VLLMOptions
 from agents.rendering import ChatRenderer
 from agents.templates import ToolRole
 from mathenv.errors import ConfigError
+from mathenv.settings import Count, PositiveShare, check_settings
 
 EngineKind = Literal["transformers", "vllm"]
 
@@ -40,18 +41,15 @@ class EngineOptions:
     kind: EngineKind = "transformers"
     device: str = "cpu"
     dtype: str = "float32"
-    max_batch: int = 128
-    gpu_memory: float = 0.9
-    tensor_parallel: int = 1
+    max_batch: Count = 128
+    gpu_memory: PositiveShare = 0.9
+    tensor_parallel: Count = 1
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.kind not in get_args(EngineKind):
             raise ConfigError(
                 f"no engine is called {self.kind!r}: use {' or '.join(get_args(EngineKind))}"
-            )
-        if min(self.max_batch, self.tensor_parallel) < 1 or not 0 < self.gpu_memory <= 1:
-            raise ConfigError(
-                f"max_batch and tensor_parallel must be at least 1, gpu_memory a share: {self}"
             )
 
 

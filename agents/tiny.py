@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -17,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mathenv.problems import words
 from mathenv.protocol import code_block, output_block
+from mathenv.settings import Count, Range, check_settings
 
 BOS, EOS, PAD, START, END = "<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>"
 
@@ -33,12 +35,15 @@ CHAT_TEMPLATE = (
 class TinyConfig:
     """Shape of the tiny model. `hidden / heads` = 32 is a head size vLLM's CPU kernels know."""
 
-    hidden: int = 128
-    layers: int = 4
-    heads: int = 4
-    intermediate: int = 384
-    vocab: int = 512
-    max_positions: int = 1024
+    hidden: Count = 128
+    layers: Count = 4
+    heads: Count = 4
+    intermediate: Count = 384
+    vocab: Annotated[int, Range(261)] = 512
+    max_positions: Count = 1024
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def make_tiny(path: str | Path, *, config: TinyConfig | None = None, seed: int = 0) -> Path:

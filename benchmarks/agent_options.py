@@ -20,6 +20,7 @@ from typing import Any, Literal
 from agents.base import Agent, SamplingParams
 from agents.scripted import OracleAgent, ReplayAgent
 from mathenv.errors import ConfigError
+from mathenv.settings import Count, NotNegative, PositiveShare, check_settings
 from mathenv.store import read_trajectories
 from mathenv.types import Problem
 
@@ -65,16 +66,16 @@ class AgentOptions:
     agent: str = "oracle"
     model: str | None = None
     trajectories: Path | None = None
-    temperature: float | None = None
-    top_p: float = 1.0
-    max_turn_tokens: int = 512
-    max_tokens: int = 2048
+    temperature: NotNegative | None = None
+    top_p: PositiveShare = 1.0
+    max_turn_tokens: Count = 512
+    max_tokens: Count = 2048
     device: str = "cpu"
     dtype: str = "float32"
-    max_batch: int = 128
+    max_batch: Count = 128
     base_url: str | None = None
     served_model: str | None = None
-    slots: int | None = None
+    slots: Count | None = None
     api: Literal["tokens", "chat"] = "tokens"
     dialect: str | None = None
     tool_role: Literal["user", "tool"] = "user"
@@ -82,12 +83,15 @@ class AgentOptions:
     stop_strings: tuple[str, ...] | None = None
     name: str | None = None
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Member(AgentOptions):
     """One table of a mixture's file: an agent and its samples per problem."""
 
-    samples: int = 1
+    samples: Count = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +122,8 @@ def read_mixture(file: Path, defaults: AgentOptions) -> list[tuple[AgentOptions,
         raise ConfigError(f"{file} holds no agent: give each a table, such as [current]")
     mixture = []
     for name, member in members.items():
-        if "name" in tables[name] or member.samples < 1:
-            raise ConfigError(f"{file}: [{name}] is the name, and `samples` at least 1")
+        if "name" in tables[name]:
+            raise ConfigError(f"{file}: [{name}] is the agent's name already: leave out `name`")
         said = {key: getattr(member, key) for key in tables[name] if key != "samples"}
         try:
             _check_kind(member.agent)
@@ -348,12 +352,8 @@ def _sampling(options: AgentOptions, samples: int) -> SamplingParams:
     temperature = options.temperature
     if temperature is None:
         temperature = 0.0 if samples == 1 else 1.0
-    if temperature < 0 or not 0 < options.top_p <= 1:
-        raise ConfigError("--temperature must not be negative, --top-p must lie in (0, 1]")
     if temperature == 0 and samples > 1 and options.agent in MODEL_KINDS:
         raise ConfigError(
             f"{samples} greedy samples would all be the same: set --temperature, or one sample"
         )
-    if min(options.max_turn_tokens, options.max_tokens, options.max_batch) < 1:
-        raise ConfigError("--max-turn-tokens, --max-tokens and --max-batch must be at least 1")
     return SamplingParams(temperature, options.top_p, options.max_turn_tokens, options.max_tokens)

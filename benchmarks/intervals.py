@@ -146,28 +146,27 @@ def difference_interval(
 
     Many problems, many of which differ: percentile bootstrap. Else, for differences of shares, the
     narrower of two. One is the adjusted Wald interval (Bonett and Price, 2012): two problems are
-    added, one gained and one lost, so that nothing is certain where nothing was seen. The other is
-    Student's t, with the degrees of freedom of the problems that differ. For other quantities only
-    the second applies, and where no problem differs, an interval as wide as Wilson's for so many.
+    added, one gained and one lost. The other is Student's t, with the degrees of freedom of the
+    problems that differ, and for other quantities than shares it is the only one.
+
+    Where all problems have the same difference, mostly none, nothing was seen to vary, and that
+    is no certainty: what `n` problems have not shown may still occur as often as Wilson's bound
+    says, and the interval is that wide.
     """
     n, different = len(differences), count_different(differences)
-    value = float(differences.mean())
+    value, most = float(differences.mean()), max(1.0, float(np.abs(differences).max()))
     if is_many(n, different):
         found = bootstrap(differences, level, resamples, seed)
         return found.low, found.high
-    candidates = []
-    if different > 1:
-        half = _t_half(differences, different, level)
-        candidates.append((value - half, value + half))
-    if np.abs(differences).max() <= 1:
-        candidates.append(_adjusted_wald(differences, level))
-        low, high = min(candidates, key=lambda bounds: bounds[1] - bounds[0])
-        return max(-1.0, low), min(1.0, high)
-    if candidates:
-        return candidates[0]
-    most = float(np.abs(differences).max())
-    unseen = most * wilson(0, n, level=level).high
-    return value - unseen, value + unseen
+    if not different:
+        unseen = wilson(0, n, level=level).high  # as shares, which differ by 1 at most
+        return max(-most, value - unseen), min(most, value + unseen)
+    half = _t_half(differences, different, level)
+    bounds = (value - half, value + half)
+    if most == 1.0:
+        candidates = [_adjusted_wald(differences, level), *([bounds] if different > 1 else [])]
+        bounds = min(candidates, key=lambda pair: pair[1] - pair[0])
+    return (max(-1.0, bounds[0]), min(1.0, bounds[1])) if most == 1.0 else bounds
 
 
 def _adjusted_wald(differences: np.ndarray, level: float) -> tuple[float, float]:

@@ -278,8 +278,7 @@ COMPARISON_COLUMNS = (
     "95% interval",
     "better",
     "worse",
-    "McNemar p",
-    "bootstrap p",
+    "exact p",
 )
 
 
@@ -290,7 +289,6 @@ def comparison_rows(comparisons: Sequence[tuple[str, Comparison]]) -> list[list[
 
 def _comparison_cells(comparison: Comparison) -> list[str]:
     change = comparison.difference
-    exact = "" if comparison.mcnemar is None else p_text(comparison.mcnemar).removeprefix("p ")
     return [
         str(change.n),
         percent(comparison.first_score.value),
@@ -299,7 +297,6 @@ def _comparison_cells(comparison: Comparison) -> list[str]:
         f"{points(change.low)} to {points(change.high)}",
         str(comparison.gained),
         str(comparison.lost),
-        exact.removeprefix("= "),
         p_text(change.p_value).removeprefix("p ").removeprefix("= "),
     ]
 

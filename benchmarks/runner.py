@@ -58,6 +58,7 @@ def run_bench(
     concurrency: int = 32,
     seed: int = 0,
     interpreter: str | Interpreter = "local",
+    limits: Limits | None = None,
     policy: str | GradePolicy = STRICT,
     progress: Progress | None = None,
     details: Mapping[str, Any] | None = None,
@@ -68,6 +69,8 @@ def run_bench(
         agent: an agent, or what makes one of the problems (e.g. `OracleAgent`).
         data, limit: as in `Suite.load`; the draw of `limit` problems is the same for all seeds.
         seed: fixes sampling and the interpreters' seeds, with problem and sample number.
+        limits: of a session; recorded. An interpreter that is given has its own, and these must
+            be they.
         policy: what counts as equal, a preset's name or a policy.
         progress: called with the number of finished episodes and the total.
         details: what else identifies the agent, e.g. a hash of its weights.
@@ -89,8 +92,9 @@ def run_bench(
         "agent": {**describe_agent(player), **(details or {})},
     }
     claim(out, config)
+    limits = limits or Limits()
     if isinstance(interpreter, str):
-        interpreter = shared_interpreter(interpreter, Limits())
+        interpreter = shared_interpreter(interpreter, limits)
     started = time.monotonic()
     chosen = find_policy(policy)
     if not _scored_otherwise(out, chosen):
@@ -105,7 +109,11 @@ def run_bench(
         mismatches=_mismatches(problems),
         config=config,
         policy=chosen.record(),
-        environment={**environment(), "interpreter": dict(interpreter.description)},
+        environment={
+            **environment(),
+            "interpreter": dict(interpreter.description),
+            "limits": asdict(limits),
+        },
         published=suite.published,
         suite_size=suite.size,
         seconds=round(time.monotonic() - started, 1),

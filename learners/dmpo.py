@@ -8,7 +8,7 @@ from typing import ClassVar
 from learners.dpo import MultiTurnDPO
 from learners.learner import LearnerConfig, register_learner
 from learners.preferences import Sample, action_sample
-from mathenv.errors import ConfigError
+from mathenv.settings import PositiveShare, check_settings
 from mathenv.types import SpanKind, Trajectory
 
 
@@ -20,11 +20,10 @@ class DMPOConfig(LearnerConfig):
         discount: gamma in (0, 1]; smaller weighs the first turns more.
     """
 
-    discount: float = 0.9
+    discount: PositiveShare = 0.9
 
     def __post_init__(self) -> None:
-        if not 0 < self.discount <= 1:
-            raise ConfigError(f"discount lies in (0, 1], not {self.discount}")
+        check_settings(self)
 
 
 def turn_weight(turn: int, turns: int, discount: float) -> float:

@@ -14,6 +14,7 @@ from learners.learner import BaseLearner, LearnerConfig, LogProbs, LossOutput, r
 from learners.losses import clipped_policy_gradient, k3
 from learners.preferences import Example, Selection, action_sample, by_problem, on_policy
 from mathenv.errors import ConfigError
+from mathenv.settings import NotNegative, Positive, PositiveShare, check_settings
 from mathenv.types import Trajectory
 
 _AVERAGES = ("sequence", "token")
@@ -34,14 +35,15 @@ class GRPOConfig(LearnerConfig):
         agent: whose samples are on-policy; what others sampled is left out.
     """
 
-    kl_coef: float = 0.0
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    kl_coef: NotNegative = 0.0
+    clip_low: PositiveShare = 0.2
+    clip_high: Positive = 0.2
     scale: bool = True
     average: str = "sequence"
     agent: str = "current"
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.average not in _AVERAGES:
             raise ConfigError(f"average is one of {', '.join(_AVERAGES)}, not {self.average!r}")
 

@@ -38,12 +38,13 @@ from learners.train import Stage, TrainConfig, train
 from mathenv.env import SandboxTier, shared_interpreter
 from mathenv.errors import ConfigError
 from mathenv.interpreter import Interpreter, Limits
+from mathenv.settings import Count, CountFrom0, NotNegative, Seed, check_settings
 from mathenv.store import TrajectoryStore, write_atomic
 from mathenv.types import Problem, Trajectory
 
 _RESULT = "result.json"
 
-ReferenceMoves = int | Literal["last", "first"]
+ReferenceMoves = Count | Literal["last", "first"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,9 @@ class IterateConfig:
         seed: fixes sampling, pairing and the order of training.
     """
 
-    iterations: int = 3
-    current_samples: int = 20
-    previous_samples: int = 10
+    iterations: Count = 3
+    current_samples: CountFrom0 = 20
+    previous_samples: CountFrom0 = 10
     reference: ReferenceMoves = "last"
     sampling: SamplingParams = field(default_factory=SamplingParams)
     collect: CollectConfig = field(default_factory=CollectConfig)
@@ -80,10 +81,10 @@ class IterateConfig:
     interpreter: Literal["local", "docker"] = "local"
     min_tier: SandboxTier | None = None
     ray: str | None = None
-    workers: int = 2
-    worker_cpus: float = 1.0
-    worker_gpus: float = 0.0
-    seed: int = 0
+    workers: Count = 2
+    worker_cpus: NotNegative = 1.0
+    worker_gpus: NotNegative = 0.0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         every = type(self.reference) is int and self.reference > 0
@@ -92,10 +93,9 @@ class IterateConfig:
                 "reference must be 'last', 'first' or after how many iterations it moves, not "
                 f"{self.reference!r}"
             )
-        if self.iterations < 1 or self.current_samples + self.previous_samples < 1:
-            raise ConfigError("an iterative run needs at least one iteration and one sample")
-        if min(self.current_samples, self.previous_samples) < 0:
-            raise ConfigError("current_samples and previous_samples cannot be negative")
+        check_settings(self)
+        if self.current_samples + self.previous_samples < 1:
+            raise ConfigError("current_samples and previous_samples cannot both be 0")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from learners.preferences import (
     prompt,
 )
 from mathenv.errors import ConfigError, TrainingError
+from mathenv.settings import Count, NotNegative, check_settings
 from mathenv.types import Trajectory
 
 _KL = ("mismatched", "on_policy", "none")
@@ -46,16 +47,15 @@ class KTOConfig(LearnerConfig):
     """
 
     kl: str = "mismatched"
-    kl_sequences: int = 32
+    kl_sequences: Count = 32
     agent: str = "current"
-    desirable_weight: float = 1.0
-    undesirable_weight: float = 1.0
+    desirable_weight: NotNegative = 1.0
+    undesirable_weight: NotNegative = 1.0
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.kl not in _KL:
             raise ConfigError(f"kl is one of {', '.join(_KL)}, not {self.kl!r}")
-        if self.kl_sequences < 1:
-            raise ConfigError(f"kl_sequences must be positive, not {self.kl_sequences}")
 
 
 @register_learner("mkto")

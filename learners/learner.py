@@ -17,6 +17,7 @@ from torch import Tensor
 from learners.logprobs import sums
 from learners.preferences import Example, PairRules, Sample, Selection
 from mathenv.errors import ConfigError
+from mathenv.settings import NotNegative, Positive, check_settings
 from mathenv.types import Trajectory
 
 ENTRY_POINT_GROUP = "mathenv.learners"
@@ -33,9 +34,12 @@ class LearnerConfig:
         pairs: which trajectories may be used, and how many per problem.
     """
 
-    eta: float = 0.1
-    nll_coef: float = 0.0
+    eta: Positive = 0.1
+    nll_coef: NotNegative = 0.0
     pairs: PairRules = field(default_factory=PairRules)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from agents.models.transformers import load_causal_lm
 from mathenv.errors import ConfigError, DataError
+from mathenv.settings import Count, CountFrom0, ShareBelow1, check_settings
 
 ADAPTER = "adapter"  # its folder inside a checkpoint
 PEFT = "the package peft (pip install 'mathenv[lora]')"
@@ -43,19 +44,14 @@ class LoRA:
         dtype: of the frozen weights in memory; adapters and checkpoints are at least float32.
     """
 
-    rank: int = 0
-    alpha: int = 32
-    dropout: float = 0.0
+    rank: CountFrom0 = 0
+    alpha: Count = 32
+    dropout: ShareBelow1 = 0.0
     targets: tuple[str, ...] = ()
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.rank < 0 or not self.alpha > 0:
-            raise ConfigError(
-                f"LoRA: rank {self.rank} must not be negative, alpha {self.alpha} be positive"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"LoRA: dropout is a share from 0 to 1, not {self.dropout}")
+        check_settings(self)
 
 
 def load_trained(policy: Path, checkpoint: Path | None, lora: LoRA, *, seed: int = 0) -> Any:

@@ -24,6 +24,7 @@ from learners.iterate import IterateConfig, Method, ReferenceMoves
 from learners.learner import LearnerConfig, learner_names, settings_type
 from learners.train import TrainConfig
 from mathenv.errors import ConfigError
+from mathenv.settings import Count, CountFrom0, Seed, Share, check_settings
 
 T = TypeVar("T")
 
@@ -50,13 +51,16 @@ class ProblemsConfig:
 
     source: str = "words"
     data: str | None = None
-    demonstrations: int = 1500
+    demonstrations: CountFrom0 = 1500
     demonstration_file: str | None = None
-    direct_share: dict[str, float] = field(default_factory=dict)
-    prompts: int = 900
-    validation: int = 200
-    test: int = 600
-    seed: int = 0
+    direct_share: dict[str, Share] = field(default_factory=dict)
+    prompts: CountFrom0 = 900
+    validation: Count = 200
+    test: Count = 600
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +83,15 @@ class Recipe:
     tiny: TinyConfig = field(default_factory=TinyConfig)
     problems: ProblemsConfig = field(default_factory=ProblemsConfig)
     sft: TrainConfig = field(default_factory=TrainConfig)
-    first_previous: int = 1
+    first_previous: CountFrom0 = 1
     learner: str = "mdpo"
     iterate: IterateConfig = field(default_factory=IterateConfig)
     methods: dict[str, Method] = field(default_factory=dict)
-    threads: int = 2
-    seed: int = 0
+    threads: Count = 2
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def load_recipe(name: str | Path) -> Recipe:
@@ -153,7 +160,9 @@ def _converter() -> cattrs.Converter:
     )
     converter.register_structure_hook_func(lambda kind: get_origin(kind) is Literal, _one_of)
     converter.register_structure_hook_func(
-        lambda kind: kind == ReferenceMoves, lambda value, _: value
+        # With its range or, once cattrs has looked at it, without.
+        lambda kind: kind in (ReferenceMoves, int | Literal["last", "first"]),
+        lambda value, _: value,
     )  # `IterateConfig` refuses what is wrong
     methods = dict[str, Method]
     converter.register_structure_hook_func(lambda kind: kind == methods, _methods(converter))

@@ -10,18 +10,19 @@ from dataclasses import dataclass, field
 from learners.lora import LoRA
 from learners.preferences import Example
 from mathenv.errors import ConfigError
+from mathenv.settings import (
+    Count,
+    CountFrom0,
+    NotNegative,
+    Positive,
+    PositiveOrInf,
+    Share,
+    ShareBelow1,
+    check_settings,
+)
 
 _SCHEDULES = ("constant", "linear", "cosine")
 _PRECISIONS = ("fp32", "bf16", "fp16")
-_POSITIVE = (
-    "lr",
-    "epochs",
-    "batch_size",
-    "clip_norm",
-    "token_budget",
-    "checkpoints",
-    "processes",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,35 +52,29 @@ class TrainConfig:
         lora: adapters to train instead of the weights; off by default.
     """
 
-    lr: float = 1e-5
-    epochs: int = 1
-    batch_size: int = 32
-    warmup: float = 0.1
+    lr: Positive = 1e-5
+    epochs: Count = 1
+    batch_size: Count = 32
+    warmup: Share = 0.1
     schedule: str = "cosine"
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    token_budget: int = 8192
-    checkpoints: int = 3
-    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: NotNegative = 0.0
+    clip_norm: PositiveOrInf = 1.0
+    token_budget: Count = 8192
+    checkpoints: Count = 3
+    betas: tuple[ShareBelow1, ShareBelow1] = (0.9, 0.999)
     precision: str = "fp32"
-    recompute_every: int = 0
-    processes: int = 1
+    recompute_every: CountFrom0 = 0
+    processes: Count = 1
     shard: bool = False
     lora: LoRA = field(default_factory=LoRA)
 
     def __post_init__(self) -> None:
+        check_settings(self)
         for name, known in (("schedule", _SCHEDULES), ("precision", _PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ConfigError(
                     f"no {name} is called {getattr(self, name)!r}: there are {', '.join(known)}"
                 )
-        for name in _POSITIVE:
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, not {getattr(self, name)}")
-        if not 0 <= self.warmup <= 1:
-            raise ConfigError(f"warmup is a share of the steps from 0 to 1, not {self.warmup}")
-        if self.recompute_every < 0:
-            raise ConfigError(f"recompute_every is 0 or more layers, not {self.recompute_every}")
 
 
 def count_steps(examples: int, config: TrainConfig) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 from learners.dpo import MultiTurnDPO, Sides
 from learners.learner import LearnerConfig, register_learner
 from learners.losses import simpo
+from mathenv.settings import NotNegative, Positive, check_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,11 @@ class SimPOConfig(LearnerConfig):
         gamma: target margin between the two rewards.
     """
 
-    eta: float = 2.0
-    gamma: float = 1.0
+    eta: Positive = 2.0
+    gamma: NotNegative = 1.0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @register_learner("simpo")

@@ -19,6 +19,7 @@ from learners.preferences import (
     preference_pairs,
 )
 from mathenv.errors import TrainingError
+from mathenv.settings import CountFrom0, check_settings
 from mathenv.types import Span, SpanKind, Trajectory
 
 
@@ -30,7 +31,10 @@ class StepDPOConfig(LearnerConfig):
         shared_turns: how many first turns a pair must have in common at least.
     """
 
-    shared_turns: int = 1
+    shared_turns: CountFrom0 = 1
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @register_learner("stepdpo")

@@ -11,6 +11,7 @@ from benchmarks.ablation.variants import QUICK, Sizes, base_recipe, chosen
 from benchmarks.console import ResultConsole
 from benchmarks.learning import LearningReporter
 from mathenv.errors import ConfigError
+from mathenv.settings import Count, Seed, check_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,14 @@ class Ablate:
 
     out: Path = Path("runs/ablate")
     quick: bool = False
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[Seed, ...] = ()
     only: tuple[str, ...] = ()
-    threads: int = 1
+    threads: Count = 1
     sft: Path | None = None
     page: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def run(self) -> None:
         """Run or resume, then write the pages."""
@@ -49,11 +53,9 @@ class Ablate:
         if self.page is not None:
             console.say(f"written: {', '.join(map(str, write_pages(self.out, self.page)))}")
             return
-        if self.threads < 1:
-            raise ConfigError(f"--threads must be at least 1, not {self.threads}")
         seeds = self.seeds or ((0,) if self.quick else (0, 1, 2))
-        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise ConfigError("--seeds are different numbers from 0 on")
+        if len(set(seeds)) < len(seeds):
+            raise ConfigError("--seeds: a seed is named twice")
         sizes = QUICK if self.quick else Sizes()
         variants = chosen(self.only)
         recipe = base_recipe(sizes, quick=self.quick, threads=self.threads)

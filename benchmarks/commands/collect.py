@@ -41,6 +41,7 @@ from mathenv.errors import ConfigError
 from mathenv.grading import STRICT
 from mathenv.interpreter import Limits
 from mathenv.manifest import environment
+from mathenv.settings import Count, NotNegative, PositiveOrInf, Seed, check_settings
 from mathenv.store import FILE_NAME, TrajectoryStore, write_atomic
 from mathenv.types import Problem
 
@@ -95,22 +96,25 @@ class Collect:
     out: Path
     data: Path | None = None
     split: str = "train"
-    limit: int | None = None
-    n: int = 1
+    limit: Count | None = None
+    n: Count = 1
     mixture: Path | None = None
-    horizon: int = 6
-    concurrency: int = 128
-    threads: int = 4
-    turn_seconds: float = 1800.0
-    trajectory_seconds: float = 7200.0
-    seed: int = 0
+    horizon: Count = 6
+    concurrency: Count = 128
+    threads: Count = 4
+    turn_seconds: PositiveOrInf = 1800.0
+    trajectory_seconds: PositiveOrInf = 7200.0
+    seed: Seed = 0
     interpreter: InterpreterName = "local"
     min_tier: SandboxTier | None = None
     ray: str | None = None
-    workers: int = 2
-    worker_cpus: float = 1.0
-    worker_gpus: float = 0.0
+    workers: Count = 2
+    worker_cpus: NotNegative = 1.0
+    worker_gpus: NotNegative = 0.0
     who: AgentOptions = field(default_factory=AgentOptions)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def run(self) -> None:
         """Collect, then print one line about what there is."""

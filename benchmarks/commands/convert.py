@@ -16,6 +16,7 @@ from agents.policy import RenderOptions
 from benchmarks.console import ResultConsole
 from mathenv import grading
 from mathenv.errors import ConfigError, DataError
+from mathenv.settings import Count, check_settings
 from mathenv.store import TrajectoryStore
 
 
@@ -48,10 +49,13 @@ class Convert:
     ]
     model: str
     out: Path
-    horizon: int = 6
+    horizon: Count = 6
     keep_wrong: bool = False
-    limit: int | None = None
+    limit: Count | None = None
     dialect: str | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def run(self) -> None:
         """Convert, then print what was kept and why the rest was not."""

@@ -15,6 +15,7 @@ from learners.interchange import Format, Row, kto_row, openai_row, trajectories_
 from learners.preferences import PairRules, preference_pairs
 from mathenv.errors import ConfigError, DataError
 from mathenv.problems.base import read_jsonl
+from mathenv.settings import Count, Seed, check_settings
 from mathenv.store import TrajectoryStore, read_trajectories, write_atomic
 from mathenv.types import Trajectory
 
@@ -37,8 +38,11 @@ class Export:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     out: Path
     format: Format = "openai"
-    pairs: int = 1
-    seed: int = 0
+    pairs: Count = 1
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def run(self) -> None:
         """Read, convert and write the file at once."""

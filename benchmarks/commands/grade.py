@@ -21,6 +21,7 @@ from mathenv.grading.agreement import Agreement, Case, Tally, measure_agreement,
 from mathenv.grading.batch import iter_grades
 from mathenv.grading.policy import GradePolicy, find_policy
 from mathenv.grading.validate import accepted_perturbations, self_match
+from mathenv.settings import Count, check_settings
 from mathenv.store import from_json, to_json
 from mathenv.types import Grade, Trajectory
 
@@ -50,9 +51,12 @@ class GradeCommand:
     file: Annotated[Path, tyro.conf.Positional]
     policy: str = "strict"
     out: Path | None = None
-    workers: int | None = None
+    workers: Count | None = None
     agreement: bool = False
     self_match: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def run(self) -> None:
         """Grade, print the summary, write the file."""

@@ -21,6 +21,7 @@ from learners.preflight import require
 from learners.recipe import Recipe, load_recipe
 from learners.reporter import Reporter
 from mathenv.env import SandboxTier
+from mathenv.settings import Seed, check_settings
 
 _DEFAULT_RECIPE = "tiny"
 
@@ -49,13 +50,16 @@ class Iterate:
     recipe: str = _DEFAULT_RECIPE
     out: Path = Path("runs/iterate")
     learners: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[Seed, ...] = ()
     interpreter: InterpreterName | None = None
     min_tier: SandboxTier | None = None
     wandb: bool = False
     settings: Annotated[Recipe, tyro.conf.arg(name="")] = field(
         default_factory=lambda: load_recipe(_DEFAULT_RECIPE)
     )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @classmethod
     def defaults(cls, words: list[str]) -> Iterate:
@@ -111,10 +115,13 @@ class Demo:
     """
 
     out: Path = Path("runs/demo")
-    seed: int = 0
+    seed: Seed = 0
     interpreter: InterpreterName = "local"
     min_tier: SandboxTier | None = None
     wandb: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def run(self) -> None:
         """Run or resume the demo."""

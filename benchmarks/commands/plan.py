@@ -16,6 +16,7 @@ from learners.plan import Plan, make_plan
 from learners.recipe import load_recipe
 from learners.shapes import parse_gpus
 from mathenv.errors import ConfigError
+from mathenv.settings import Count, check_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +37,14 @@ class PlanCommand:
     recipe: Annotated[str, tyro.conf.Positional]
     gpus: str
     learner: str | None = None
-    interpreter_cores: int | None = None
+    interpreter_cores: Count | None = None
     json: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def run(self) -> None:
         """Print the plan; refuse what cannot fit."""
-        if self.interpreter_cores is not None and self.interpreter_cores < 1:
-            raise ConfigError("interpreter-cores must be at least 1")
         count, device = parse_gpus(self.gpus)
         recipe = load_recipe(self.recipe)
         plan = make_plan(recipe, count, device, learner=self.learner, cores=self.interpreter_cores)

@@ -21,6 +21,7 @@ from benchmarks.transcript import action_view, clean, question_panel, verdict_te
 from mathenv.env import SandboxTier, shared_interpreter
 from mathenv.errors import ConfigError
 from mathenv.interpreter import Limits
+from mathenv.settings import Count, CountFrom0, Seed, check_settings
 from mathenv.store import TrajectoryStore, read_trajectories
 from mathenv.types import Problem, TokenRecord
 
@@ -53,14 +54,17 @@ class Solve:
     suite: str = "words"
     data: Path | None = None
     split: str | None = None
-    index: int = 0
+    index: CountFrom0 = 0
     problem_id: str | None = None
     out: Path | None = None
-    horizon: int = 6
-    seed: int = 0
+    horizon: Count = 6
+    seed: Seed = 0
     interpreter: InterpreterName = "local"
     min_tier: SandboxTier | None = None
     who: AgentOptions = field(default_factory=AgentOptions)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def run(self) -> None:
         """Print the question, each turn, each output and the verdict."""

@@ -26,6 +26,7 @@ from learners.parallel import Devices
 from learners.reporter import Reporter
 from learners.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError, TrainingError
+from mathenv.settings import Seed, check_settings
 from mathenv.store import read_trajectories, write_atomic
 from mathenv.types import Trajectory
 
@@ -61,11 +62,14 @@ class TrainCommand:
     policy: Path
     out: Path
     reference: Path | None = None
-    seed: int = 0
+    seed: Seed = 0
     dialect: str | None = None
     wandb: bool = False
     loss: LearnerConfig = field(default_factory=LearnerConfig)
     optim: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @classmethod
     def defaults(cls, words: list[str]) -> TrainCommand:

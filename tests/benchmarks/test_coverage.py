@@ -4,7 +4,7 @@ Where all results of a design can be counted, coverage is computed exactly; else
 """
 
 import math
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -99,7 +99,7 @@ TRUTHS = [  # chance that a problem is gained, lost
 ]
 
 
-@lru_cache(maxsize=None)
+@cache
 def difference(n, gained, lost):
     """Interval and p-value where so many of n problems are gained and lost."""
     values = np.array([1.0] * gained + [-1.0] * lost + [0.0] * (n - gained - lost))
