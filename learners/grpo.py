@@ -61,6 +61,7 @@ class GRPO(BaseLearner):
     unit = "sample"
     uses_start = True
     per_token = True
+    ignores = ("eta", "nll_coef", "pairs.per_problem", "pairs.drop_error_winners")
     Config: ClassVar[type[LearnerConfig]] = GRPOConfig
     config: GRPOConfig
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import entry_points
+from operator import attrgetter
 from typing import ClassVar, Protocol, TypeVar
 
 from torch import Tensor
@@ -130,6 +131,7 @@ class BaseLearner:
     controls = 0
     from_demonstrations = False
     unit = "pair"
+    ignores: ClassVar[tuple[str, ...]] = ()  # settings of `Config` that have no effect
 
     def __init__(self, config: LearnerConfig) -> None:
         self.config = config
@@ -196,7 +198,25 @@ def make_learner(name: str, config: LearnerConfig | None = None) -> Learner:
         if foreign:
             raise ConfigError(f"{name} has no setting called {', '.join(sorted(foreign))}")
         config = wanted(**given)
+    check_settings(config)  # again, for a `Config` with a `__post_init__` of its own
     return factory(config)
+
+
+def check_used(name: str, config: LearnerConfig) -> None:
+    """Refuse settings of a recipe or command that the learner would ignore.
+
+    Code that gives one configuration to all learners may go on doing so.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    for path in getattr(_factory(name), "ignores", ()):
+        read = attrgetter(path)
+        if read(config) != read(type(config)()):
+            raise ConfigError(
+                f"{path} = {read(config)!r} would have no effect: {name} does not use it; leave "
+                "it out"
+            )
 
 
 def _settings_type(factory: Factory) -> type[LearnerConfig]:

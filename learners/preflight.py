@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,17 +20,19 @@ from learners.shapes import shape_of
 from mathenv.errors import ConfigError
 
 
-def require(recipe: Recipe) -> None:
-    """Check data, engine and memory.
+def require(recipe: Recipe, learners: Sequence[str] = ()) -> None:
+    """Check data, engine and memory for `learners`, or for the recipe's own.
 
     Raises:
         ConfigError: something is missing; the message names all of it.
     """
+    names = learners or (recipe.learner,)
+    configs = (recipe.sft, *(recipe.methods.get(name, Method()).train for name in names))
     lacking = [
         *_missing_data(recipe.problems),
         *_missing_engine(recipe.iterate.engine),
-        *_missing_peft(recipe),
-        *_missing_memory(recipe, _memory()),
+        *_missing_peft(configs),
+        *_missing_memory(recipe, configs, _memory()),
     ]
     if lacking:
         raise ConfigError(
@@ -59,21 +62,17 @@ def _missing_engine(engine: EngineOptions) -> list[str]:
     return found
 
 
-def _missing_peft(recipe: Recipe) -> list[str]:
-    return [PEFT] if any(lacks_peft(config.lora) for config in _configs(recipe)) else []
+def _missing_peft(configs: Sequence[TrainConfig]) -> list[str]:
+    return [PEFT] if any(lacks_peft(config.lora) for config in configs) else []
 
 
-def _configs(recipe: Recipe) -> tuple[TrainConfig, ...]:
-    return recipe.sft, recipe.methods.get(recipe.learner, Method()).train
-
-
-def _missing_memory(recipe: Recipe, available: float) -> list[str]:
+def _missing_memory(recipe: Recipe, configs: Sequence[TrainConfig], available: float) -> list[str]:
     """Compare bytes: weights, gradients and AdamW alone, less than any training needs."""
     try:
         shape = shape_of(recipe)
     except ConfigError:  # a model whose shape is not known is not judged
         return []
-    needed = max(state_bytes(shape, setup_of(config)) for config in _configs(recipe))
+    needed = max(state_bytes(shape, setup_of(config)) for config in configs)
     if needed <= available:
         return []
     return [

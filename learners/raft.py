@@ -16,6 +16,7 @@ class RAFT(SFT):
 
     name = "raft"
     from_demonstrations = False
+    ignores = ("eta", "nll_coef", "pairs.drop_error_winners")
 
     def examples(
         self, trajectories: Iterable[Trajectory], *, seed: int

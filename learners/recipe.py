@@ -21,7 +21,7 @@ from cattrs.v import format_exception
 
 from agents.tiny import TinyConfig
 from learners.iterate import IterateConfig, Method, ReferenceMoves
-from learners.learner import LearnerConfig, learner_names, settings_type
+from learners.learner import LearnerConfig, check_used, learner_names, settings_type
 from learners.train import TrainConfig
 from mathenv.errors import ConfigError
 from mathenv.settings import Count, CountFrom0, Seed, Share, check_settings
@@ -113,7 +113,37 @@ def load_recipe(name: str | Path) -> Recipe:
             raise ConfigError(
                 f"{path}: no learner is called {learner!r}; there are {', '.join(learner_names())}"
             )
+    try:
+        check_effect(recipe)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     return recipe
+
+
+def check_effect(recipe: Recipe) -> None:
+    """Refuse settings that would be read and then do nothing.
+
+    Not part of `Recipe` itself: manifests of runs that had such settings stay readable.
+
+    Raises:
+        ConfigError: naming the setting and what to set instead.
+    """
+    defaults = IterateConfig()
+    seeds = (
+        ("iterate.seed", recipe.iterate.seed != defaults.seed),
+        ("iterate.collect.seed", recipe.iterate.collect.seed != defaults.collect.seed),
+    )
+    for name, is_set in seeds:
+        if is_set:
+            raise ConfigError(
+                f"{name} would have no effect: `seed` of the recipe (or --seeds) fixes every "
+                "random choice of a run"
+            )
+    for name, method in recipe.methods.items():
+        try:
+            check_used(name, method.loss)
+        except ConfigError as error:
+            raise ConfigError(f"methods.{name}.loss: {error}") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 from learners.learner import BaseLearner, LogProbs, LossOutput, register_learner
 from learners.losses import nll
@@ -17,6 +18,12 @@ class SFT(BaseLearner):
     name = "sft"
     from_demonstrations = True
     unit = "right"
+    ignores: ClassVar[tuple[str, ...]] = (
+        "eta",
+        "nll_coef",
+        "pairs.per_problem",
+        "pairs.drop_error_winners",
+    )
 
     def examples(
         self, trajectories: Iterable[Trajectory], *, seed: int

@@ -123,4 +123,5 @@ def _check_number(name: str, value: Any, kind: type, bounds: Range) -> None:
     if isinstance(value, bool) or not isinstance(value, wanted):
         raise ConfigError(f"{name} must be a {'whole ' * (kind is int)}number, not {value!r}")
     if value not in bounds:
-        raise ConfigError(f"{name} must be {bounds}, not {value}")
+        finite = "" if bounds.infinite or math.isfinite(value) else "finite, and "
+        raise ConfigError(f"{name} must be {finite}{bounds}, not {value}")

@@ -16,11 +16,13 @@ from benchmarks.learning import LearningReporter
 from benchmarks.report import stage_rows, stage_table
 from benchmarks.tracking import WandbReporter
 from benchmarks.transcript import compare, improved
+from learners.iterate import Method
 from learners.learner import make_learner
 from learners.preflight import require
-from learners.recipe import Recipe, load_recipe
+from learners.recipe import Recipe, check_effect, load_recipe
 from learners.reporter import Reporter
 from mathenv.env import SandboxTier
+from mathenv.errors import ConfigError
 from mathenv.settings import Seed, check_settings
 
 _DEFAULT_RECIPE = "tiny"
@@ -76,11 +78,16 @@ class Iterate:
         """Run or resume, print the final table and where everything is."""
         started = time.monotonic()
         learners = self.learners or (self.settings.learner,)
-        for name in learners:
-            make_learner(name)  # a wrong name is an error now, not after an hour
         recipe = self._recipe()
-        require(recipe)
+        check_effect(recipe)
         seeds = self.seeds or (recipe.seed,)
+        for flag, given in (("--learners", learners), ("--seeds", seeds)):
+            twice = [value for value in given if given.count(value) > 1]
+            if twice:
+                raise ConfigError(f"{flag} names {twice[0]} twice: each is run once")
+        for name in learners:  # what is wrong is an error now, not after an hour
+            make_learner(name, recipe.methods.get(name, Method()).loss)
+        require(recipe, learners)
         reporter: Reporter = LearningReporter()
         if self.wandb:
             reporter = WandbReporter(reporter, self.out, recipe)

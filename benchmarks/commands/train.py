@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
+from itertools import dropwhile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -18,6 +19,7 @@ from benchmarks.tracking import WandbReporter
 from learners.learner import (
     Learner,
     LearnerConfig,
+    check_used,
     learner_names,
     make_learner,
     settings_type,
@@ -25,7 +27,7 @@ from learners.learner import (
 from learners.parallel import Devices
 from learners.reporter import Reporter
 from learners.train import Stage, TrainConfig, train
-from mathenv.errors import ConfigError, TrainingError
+from mathenv.errors import ConfigError, DataError, TrainingError
 from mathenv.settings import Seed, check_settings
 from mathenv.store import read_trajectories, write_atomic
 from mathenv.types import Trajectory
@@ -43,7 +45,7 @@ class TrainCommand:
 
     Args:
         learner: mdpo, mkto, dpo, kto, ipo, simpo, dmpo, stepdpo, grpo, raft, sft, or the
-            name of an installed learner. Its own settings are flags: put it before them.
+            name of an installed learner. Its own settings are flags.
         trajectories: .jsonl files or the folders that `mathenv collect` wrote.
         policy: model folder to start from.
         out: folder for the checkpoints (step-N) and metrics.jsonl.
@@ -74,7 +76,8 @@ class TrainCommand:
     @classmethod
     def defaults(cls, words: list[str]) -> TrainCommand:
         """Return what flags override: the settings that the named learner has."""
-        name = next((word for word in words if word in learner_names()), None)
+        word = first_positional(words, _arities(cls))
+        name = word if word in learner_names() else None
         missing: Any = tyro.MISSING
         return cls(
             learner=missing,
@@ -87,7 +90,13 @@ class TrainCommand:
     def run(self) -> None:
         """Select examples, say which, train, and print the checkpoints."""
         learner = make_learner(self.learner, self.loss)
+        check_used(self.learner, self.loss)
+        if self.reference is not None and not learner.uses_reference:
+            raise ConfigError(f"{self.learner} has no reference model: leave out --reference")
         stored = [t for path in self.trajectories for t in read_trajectories(path)]
+        if not stored:
+            files = ", ".join(map(str, self.trajectories)) or "--trajectories"
+            raise DataError(f"no trajectory in {files}: there is nothing to train on")
         trajectories = tokenized(_distinct(stored), learner, self.policy, self.dialect)
         examples, selection = learner.examples(trajectories, seed=self.seed)
         devices = Devices()
@@ -110,6 +119,45 @@ class TrainCommand:
             for path in checkpoints:
                 console.say(path)
         devices.close()
+
+
+def first_positional(words: Sequence[str], arities: Mapping[str, int | None]) -> str | None:
+    """Return the first word that is no flag and no flag's value, None where there is none.
+
+    Args:
+        arities: values that a flag takes, None: all up to the next flag. A flag that is not
+            here takes one.
+    """
+    left = iter(words)
+    for word in left:
+        if not word.startswith("--"):
+            return word
+        name, _, value = word.partition("=")
+        arity = 0 if value else arities.get(name.replace("_", "-"), 1)
+        if arity is None:
+            left = dropwhile(lambda later: not later.startswith("--"), left)
+            return first_positional(list(left), arities)
+        for _ in range(arity):
+            next(left, None)
+    return None
+
+
+def _arities(kind: Any) -> dict[str, int | None]:
+    """Return how many values the flags of a dataclass take, those of all learners' too."""
+    found: dict[str, int | None] = {}
+    kinds = [kind, *map(settings_type, learner_names())]
+    while kinds:
+        here = kinds.pop()
+        for name, hint in get_type_hints(here).items():
+            flag = name.replace("_", "-")
+            if is_dataclass(hint):
+                kinds.append(hint)
+            elif hint is bool:
+                found |= {f"--{flag}": 0, f"--no-{flag}": 0}
+            elif get_origin(hint) is tuple:
+                arguments = get_args(hint)
+                found[f"--{flag}"] = None if Ellipsis in arguments else len(arguments)
+    return found
 
 
 def tokenized(
