@@ -16,6 +16,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from mathenv.errors import ConfigError
 from mathenv.problems import words
 from mathenv.protocol import code_block, output_block
 from mathenv.settings import Count, Range, check_settings
@@ -44,6 +45,11 @@ class TinyConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.hidden % (2 * self.heads):
+            raise ConfigError(
+                f"hidden must be an even multiple of heads, not {self.hidden} for {self.heads} "
+                "heads: each head has an even share of it"
+            )
 
 
 def make_tiny(path: str | Path, *, config: TinyConfig | None = None, seed: int = 0) -> Path:

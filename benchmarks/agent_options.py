@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -152,6 +152,31 @@ def identify(options: AgentOptions, samples: int) -> dict[str, Any]:
     return found
 
 
+_SAMPLING = ("temperature", "top_p", "max_turn_tokens", "max_tokens")
+_WORDING = ("dialect", "tool_role", "system", "stop_strings")
+_HERE = ("model", *_SAMPLING, *_WORDING, "dtype", "max_batch")
+_USED = {  # by our own agents, beside `agent` and `name`; one of the user's may use all
+    "oracle": (),
+    "replay": ("trajectories",),
+    "transformers": (*_HERE, "device"),
+    "vllm": _HERE,
+    "openai": ("model", *_SAMPLING, *_WORDING, "base_url", "served_model", "slots", "api"),
+}
+
+
+def _check_used(options: AgentOptions) -> None:
+    """Refuse flags that the kind of agent would ignore."""
+    used = _USED.get(options.agent)
+    for option in fields(AgentOptions):
+        if used is None or option.name in ("agent", "name", *used):
+            continue
+        if getattr(options, option.name) != option.default:
+            raise ConfigError(
+                f"the {options.agent} agent takes no --{option.name.replace('_', '-')}: leave it "
+                "out, or choose another --agent"
+            )
+
+
 Opener = Callable[
     [AgentOptions, Sequence[Problem], SamplingParams], AbstractContextManager[OpenAgent]
 ]
@@ -166,6 +191,7 @@ def open_agent(
     Raises:
         ConfigError: a flag is missing or does not fit the kind of agent.
     """
+    _check_used(options)
     opener = AGENTS.get(options.agent, _own)
     with opener(options, problems, _sampling(options, samples)) as opened:
         yield opened
@@ -175,9 +201,6 @@ def open_agent(
 def _oracle(
     options: AgentOptions, problems: Sequence[Problem], sampling: SamplingParams
 ) -> Iterator[OpenAgent]:
-    for flag, value in (("--model", options.model), ("--trajectories", options.trajectories)):
-        if value is not None:
-            raise ConfigError(f"the oracle takes no {flag}: choose another --agent")
     longest = max(max(1, len(problem.solution)) for problem in problems)
     agent = OracleAgent(problems, name=options.name)
     yield OpenAgent(agent, {}, least_horizon=longest + 1)

@@ -62,6 +62,18 @@ def write_result(result: BenchResult) -> None:
     write_atomic(result.out / FILE, json.dumps(row, indent=1) + "\n")
 
 
+def is_experiment(file: Path) -> bool:
+    """Say whether a `results.json` is the table of a training run, as earlier versions wrote it.
+
+    These are in `experiment.json` now: one name, one format.
+    """
+    try:
+        row = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(row, dict) and "runs" in row and "recipe" in row
+
+
 def read_result(folder: Path) -> BenchResult:
     """Read a run's `results.json`.
 
@@ -79,6 +91,11 @@ def read_result(folder: Path) -> BenchResult:
         ) from None
     except ValueError as error:
         raise DataError(f"{file} is damaged: {error}") from None
+    if is_experiment(file) or not isinstance(row, dict):
+        raise ConfigError(
+            f"{file} is not of a benchmark but of a training run (mathenv iterate): see its "
+            "results.md, or measure its checkpoints with mathenv bench"
+        )
     if row.get("schema") != SCHEMA:
         raise DataError(
             f"{file} has schema {row.get('schema')}, not {SCHEMA}: repeat the bench command, "

@@ -26,13 +26,11 @@ def require(recipe: Recipe, learners: Sequence[str] = ()) -> None:
     Raises:
         ConfigError: something is missing; the message names all of it.
     """
-    names = learners or (recipe.learner,)
-    configs = (recipe.sft, *(recipe.methods.get(name, Method()).train for name in names))
     lacking = [
         *_missing_data(recipe.problems),
         *_missing_engine(recipe.iterate.engine),
-        *_missing_peft(configs),
-        *_missing_memory(recipe, configs, _memory()),
+        *_missing_peft(recipe, learners),
+        *_missing_memory(recipe, _memory(), learners),
     ]
     if lacking:
         raise ConfigError(
@@ -62,17 +60,23 @@ def _missing_engine(engine: EngineOptions) -> list[str]:
     return found
 
 
-def _missing_peft(configs: Sequence[TrainConfig]) -> list[str]:
-    return [PEFT] if any(lacks_peft(config.lora) for config in configs) else []
+def _missing_peft(recipe: Recipe, learners: Sequence[str] = ()) -> list[str]:
+    return [PEFT] if any(lacks_peft(config.lora) for config in _configs(recipe, learners)) else []
 
 
-def _missing_memory(recipe: Recipe, configs: Sequence[TrainConfig], available: float) -> list[str]:
+def _configs(recipe: Recipe, learners: Sequence[str]) -> list[TrainConfig]:
+    """Return how each stage trains: SFT, and those of the learners that will run."""
+    methods = [recipe.methods.get(name, Method()) for name in learners or (recipe.learner,)]
+    return [recipe.sft, *(method.train for method in methods)]
+
+
+def _missing_memory(recipe: Recipe, available: float, learners: Sequence[str] = ()) -> list[str]:
     """Compare bytes: weights, gradients and AdamW alone, less than any training needs."""
     try:
         shape = shape_of(recipe)
     except ConfigError:  # a model whose shape is not known is not judged
         return []
-    needed = max(state_bytes(shape, setup_of(config)) for config in configs)
+    needed = max(state_bytes(shape, setup_of(config)) for config in _configs(recipe, learners))
     if needed <= available:
         return []
     return [

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,8 +116,17 @@ class Collect:
     def __post_init__(self) -> None:
         check_settings(self)
 
+    def _check_ray(self) -> None:
+        """Refuse settings of workers where there are none."""
+        for option in fields(self):
+            of_workers = option.name.startswith("worker")
+            if of_workers and self.ray is None and getattr(self, option.name) != option.default:
+                flag = f"--{option.name.replace('_', '-')}"
+                raise ConfigError(f"{flag} needs --ray: without it this process plays alone")
+
     def run(self) -> None:
         """Collect, then print one line about what there is."""
+        self._check_ray()
         suite = find_suite(self.suite, self.split)
         problems = suite.load(data=self.data, limit=self.limit)
         members = [(self.who, self.n)]

@@ -85,6 +85,8 @@ def read_jsonl(file: Path, limit: int | None) -> Iterator[dict[str, Any]]:
     """
     if not file.is_file():
         raise ConfigError(f"{file} is not a file")
+    if not file.stat().st_size:
+        raise DataError(f"{file} is empty: there is nothing to convert")
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if limit is not None and number > limit:

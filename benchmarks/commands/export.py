@@ -90,6 +90,8 @@ class Import:
     def run(self) -> None:
         """Convert every row, then write: a bad row leaves no half of a file."""
         rows = [row.fields for row in read_jsonl(self.file)]
+        if not rows:
+            raise DataError(f"{self.file} is empty: there is nothing to import")
         try:
             trajectories = list(trajectories_from(rows))
         except DataError as error:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from benchmarks.console import ResultConsole
 from benchmarks.progress import Advance, ConsoleReporter
-from mathenv.errors import DataError
+from mathenv.errors import ConfigError, DataError
 from mathenv.grading.agreement import Agreement, Case, Tally, measure_agreement, read_cases
 from mathenv.grading.batch import iter_grades
 from mathenv.grading.policy import GradePolicy, find_policy
@@ -60,8 +60,18 @@ class GradeCommand:
 
     def run(self) -> None:
         """Grade, print the summary, write the file."""
+        if self.agreement and self.self_match:
+            raise ConfigError("--agreement and --self-match are two measurements: choose one")
+        if self.out is not None and (self.agreement or self.self_match):
+            raise ConfigError("--out holds graded rows: not with --agreement or --self-match")
+        if self.agreement and self.policy != "strict":
+            raise ConfigError(
+                "--agreement grades each case under its own policy: leave out --policy"
+            )
         policy = find_policy(self.policy)
         console, total = ResultConsole(), _count_lines(self.file)
+        if not total:
+            raise DataError(f"{self.file} is empty: there is nothing to grade")
         with ConsoleReporter().stage(f"grade {self.file.name}", total, "rows") as advance:
             if self.agreement:
                 views = list(_agreement_views(_measure(self.file, advance)))

@@ -150,6 +150,6 @@ def _show(runs: list[LearnerRun], out: Path, seconds: float) -> None:
         title = f"{run.learner}, seed {run.seed}: greedy pass@1 on the test problems"
         console.print(stage_table(stage_rows(run.stages), title))
     console.print(
-        f"{seconds:.0f} s. In {out}: report.html, results.md, results.json, curve.png",
+        f"{seconds:.0f} s. In {out}: report.html, results.md, experiment.json, curve.png",
         highlight=False,
     )

@@ -39,7 +39,7 @@ class Solve:
         suite: gsm8k, math, words, words_ood, or the path of a .jsonl file.
         data: folder with the suite's rows, as in `mathenv bench`.
         split: which split of the suite (default: test).
-        index: which problem of the suite, counted from 0.
+        index: which problem of the suite, counted from 0 (default: the first).
         problem_id: which problem of the suite, by its id.
         out: keep the trajectory in this .jsonl file or folder.
         horizon: most turns. Raised for the oracle where the solution needs more.
@@ -54,7 +54,7 @@ class Solve:
     suite: str = "words"
     data: Path | None = None
     split: str | None = None
-    index: CountFrom0 = 0
+    index: CountFrom0 | None = None
     problem_id: str | None = None
     out: Path | None = None
     horizon: Count = 6
@@ -90,7 +90,23 @@ class Solve:
             *_, trajectory = read_trajectories(Path(out))
             console.print(verdict_text(trajectory))
 
+    def _check_one(self) -> None:
+        """Refuse two ways of naming the problem: one would be ignored."""
+        if self.question is None:
+            if self.answer is not None:
+                raise ConfigError("--answer belongs to --question")
+            if self.problem_id is not None and self.index is not None:
+                raise ConfigError("--index and --problem-id name two problems: leave one out")
+            return
+        if not self.question.strip():
+            raise ConfigError("--question is empty: write the problem in it")
+        others = {"--index": self.index, "--problem-id": self.problem_id, "--split": self.split}
+        given = [flag for flag, value in (others | {"--data": self.data}).items() if value]
+        if given:
+            raise ConfigError(f"--question is the problem: leave out {', '.join(given)}")
+
     def _problem(self) -> Problem:
+        self._check_one()
         if self.question is not None:
             if self.who.agent == "oracle" and self.answer is None:
                 raise ConfigError(
@@ -98,8 +114,6 @@ class Solve:
                     "--agent transformers --model DIR"
                 )
             return Problem("question", self.question, self.answer or "", source="question")
-        if self.answer is not None:
-            raise ConfigError("--answer belongs to --question")
         problems = find_suite(self.suite, self.split).load(data=self.data)
         if self.problem_id is not None:
             found = [problem for problem in problems if problem.id == self.problem_id]
@@ -109,9 +123,10 @@ class Solve:
                     f"{problems[0].id!r}"
                 )
             return found[0]
-        if not 0 <= self.index < len(problems):
-            raise ConfigError(f"--index must lie in 0 to {len(problems) - 1}, got {self.index}")
-        return problems[self.index]
+        index = self.index or 0
+        if index >= len(problems):
+            raise ConfigError(f"--index must lie in 0 to {len(problems) - 1}, got {index}")
+        return problems[index]
 
 
 class Watched:

@@ -31,10 +31,10 @@ def test_the_numbers_are_those_of_the_tests(make_trajectory) -> None:
     assert (result.gained, result.lost, result.unshared) == (10, 1, 0)
     assert result.difference == paired_difference(outcomes(first), outcomes(second))
     assert result.mcnemar == mcnemar(outcomes(first), outcomes(second))
-    assert result.p_value == result.mcnemar
+    assert result.p_value == pytest.approx(result.mcnemar)
     assert result.decided
     assert result.sentence() == (
-        "On the same 20 problems mdpo scores 45.0 points more than sft (95% bootstrap interval "
+        "On the same 20 problems mdpo scores 45.0 points more than sft (95% interval "
         f"{100 * result.difference.low:+.1f} to {100 * result.difference.high:+.1f}, "
         "McNemar's exact test p = 0.012): more than chance explains."
     )
@@ -54,18 +54,26 @@ def test_a_small_difference_is_not_sold(make_trajectory) -> None:
 
 
 def test_an_interval_that_the_test_denies_is_said(make_trajectory) -> None:
-    """Four of 1,319 gained and none lost: the bootstrap excludes 0, McNemar's test does not."""
-    first = runs(make_trajectory, "0" * 1319, of=1319)
-    result = compare_runs(first, runs(make_trajectory, "1111" + "0" * 1315, of=1319))
+    """Nine of 20 gained and two lost: the interval excludes 0, McNemar's test does not."""
+    first = runs(make_trajectory, "11" + "0" * 18)
+    result = compare_runs(first, runs(make_trajectory, "00" + "1" * 9 + "0" * 9))
     assert result.difference.low > 0
-    assert result.mcnemar == 0.125
+    assert result.mcnemar == result.p_value == pytest.approx(0.0654, abs=1e-4)
     assert not result.decided
     assert result.sentence() == (
-        "On the same 1,319 problems the second run scores 0.3 points more than the first run "
-        f"(95% bootstrap interval +0.1 to {100 * result.difference.high:+.1f}, McNemar's exact "
-        "test p = 0.125): interval and test do not agree (4 problems differ), and chance alone may "
-        "explain it, so these runs do not show which is better."
+        "On the same 20 problems the second run scores 35.0 points more than the first run "
+        f"(95% interval +{100 * result.difference.low:.1f} to {100 * result.difference.high:+.1f}, "
+        "McNemar's exact test p = 0.065): interval and test do not agree (11 problems differ), and "
+        "chance alone may explain it, so these runs do not show which is better."
     )
+
+
+def test_few_problems_gained_are_no_evidence(make_trajectory) -> None:
+    """Four of 1,319 gained and none lost, which a bootstrap would have called certain."""
+    first = runs(make_trajectory, "0" * 1319, of=1319)
+    result = compare_runs(first, runs(make_trajectory, "1111" + "0" * 1315, of=1319))
+    assert result.difference.low < 0 < result.difference.high
+    assert result.mcnemar == 0.125
 
 
 @pytest.mark.parametrize("lost", range(4))
@@ -148,7 +156,7 @@ def test_runs_scored_differently_are_not_compared(bench: Path, tmp_path: Path) -
     suite = Suite("own", str(bench / "own.jsonl"))
     paper = run_bench(suite, OracleAgent, tmp_path / "own-oracle", policy="paper")
     assert paper.policy["name"] == "paper"
-    with pytest.raises(ConfigError, match=r"policy strict and .* with paper: choose one"):
+    with pytest.raises(ConfigError, match=r"grading: strict .* against paper"):
         Compare(bench / "a", tmp_path / "own-oracle").run()
 
 
@@ -180,7 +188,7 @@ def test_tables_of_several_runs(bench: Path, capsys) -> None:
         cli.main(["tables", str(bench / "a"), str(bench / "b" / "own-factor")])
     page = capsys.readouterr().out
     assert page.splitlines()[0].startswith("| suite | agent | problems | pass@1 |")
-    assert "| own | factor | 12 | 25.0% | 8.9 to 53.2 |" in page
+    assert "| own | factor | 12 | 25.0% | 6.8 to 53.2 |" in page
     with pytest.raises(SystemExit):
         cli.main(["tables", str(bench / "a"), "--format", "latex"])
     assert capsys.readouterr().out.startswith("\\begin{tabular}{lrrrrrr}\n\\toprule\nsuite & ")

@@ -29,7 +29,7 @@ def test_stage_tables_show_the_same_numbers(make_trajectory) -> None:
     rows = stage_rows([("SFT", before), ("iteration 1", after)])
     page = stage_markdown(rows).splitlines()
     assert page[2].startswith("| SFT | 40.0% | 16.8 to 68.7 |")
-    assert page[3].startswith("| iteration 1 | 90.0% | 59.6 to 98.2 | +50.0 | +20.0 to +80.0 |")
+    assert page[3].startswith("| iteration 1 | 90.0% | 59.6 to 99.5 | +50.0 | +5.5 to +77.9 |")
     assert {line.count("|") for line in page} == {7}
     shown = plain(stage_table(rows))
     assert "iteration 1" in shown
