@@ -172,8 +172,8 @@ def _check_used(options: AgentOptions) -> None:
             continue
         if getattr(options, option.name) != option.default:
             raise ConfigError(
-                f"the {options.agent} agent takes no --{option.name.replace('_', '-')}: leave it "
-                "out, or choose another --agent"
+                f"the {options.agent}{'' if options.agent == 'oracle' else ' agent'} takes no "
+                f"--{option.name.replace('_', '-')}: leave it out, or choose another --agent"
             )
 
 

@@ -9,6 +9,7 @@ import pytest
 from agents.scripted import OracleAgent, ReplayAgent
 from benchmarks import cli
 from benchmarks.commands.compare import Compare, find_runs
+from benchmarks.comparable import check_comparable, settings_that_differ
 from benchmarks.comparison import compare_runs
 from benchmarks.metrics import mcnemar, outcomes, paired_difference
 from benchmarks.results import read_result
@@ -192,3 +193,80 @@ def test_tables_of_several_runs(bench: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         cli.main(["tables", str(bench / "a"), "--format", "latex"])
     assert capsys.readouterr().out.startswith("\\begin{tabular}{lrrrrrr}\n\\toprule\nsuite & ")
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "environment"),
+    [
+        ("samples", {"samples": 8}, {}),
+        ("horizon", {"horizon": 3}, {}),
+        ("problems", {"problems_sha256": "0123"}, {}),
+        ("problems", {"split": "train"}, {}),
+        ("protocol", {"protocol": "paper"}, {}),
+        ("temperature", {"agent": {"sampling": {"temperature": 1.0}}}, {}),
+        ("top_p", {"agent": {"sampling": {"top_p": 0.9}}}, {}),
+        ("max_tokens", {"agent": {"sampling": {"max_tokens": 99}}}, {}),
+        ("prompt", {"agent": {"system": "Think."}}, {}),
+        ("prompt", {"agent": {"instruction": "Think."}}, {}),
+        ("template", {"agent": {"tokenizer": "other"}}, {}),
+        ("interpreter", {}, {"interpreter": {"host": "docker"}}),
+        ("limits", {}, {"limits": {"cell_seconds": 1.0}}),
+    ],
+)
+def test_what_runs_should_share_is_refused_by_name(bench, name, config, environment) -> None:
+    oracle = read_result(bench / "a" / "own-oracle")
+    sampling = {"temperature": 0.0, "top_p": 1.0, "max_turn_tokens": 512, "max_tokens": 2048}
+    agent = {"kind": "LLMAgent", "sampling": sampling, "tokenizer": "t"}
+    known = {**oracle.config, "agent": agent, "protocol": "own"}
+    first = replace(oracle, config=known)
+    assert settings_that_differ(first, first) == []
+    changed = {**known, **config}
+    if "agent" in config:
+        inner = config["agent"]
+        changed["agent"] = {**agent, **inner}
+        changed["agent"]["sampling"] = {**sampling, **inner.get("sampling", {})}
+    second = replace(first, config=changed, environment={**oracle.environment, **environment})
+    found = settings_that_differ(first, second)
+    assert [setting.name for setting in found if setting.matters] == [name]
+    with pytest.raises(ConfigError, match=rf"{name}: .* against .*--despite {name}$"):
+        check_comparable(found, ())
+    check_comparable(found, (name,))
+    # One side of an earlier version, which did not record it: said, and no reason to refuse.
+    del changed["agent"], known["agent"]
+    blank = {k: v for k, v in second.environment.items() if k in ("packages",)}
+    unknown = settings_that_differ(replace(first, environment=blank), second)
+    assert all("not recorded" in str(s) for s in unknown if not s.matters)
+
+
+def test_scripted_agents_neither_sample_nor_read_a_prompt(bench) -> None:
+    oracle = read_result(bench / "a" / "own-oracle")
+    agent = {"kind": "LLMAgent", "sampling": {"temperature": 1.0}, "system": "Think."}
+    model = replace(oracle, config={**oracle.config, "agent": agent})
+    assert settings_that_differ(oracle, model) == []
+
+
+def test_versions_are_noted_and_unknown_names_refused(bench) -> None:
+    oracle = read_result(bench / "a" / "own-oracle")
+    packages = {**oracle.environment["packages"], "sympy": "1.0"}
+    other = replace(oracle, environment={**oracle.environment, "packages": packages})
+    (found,) = settings_that_differ(oracle, other)
+    assert (found.name, found.matters) == ("version of sympy", False)
+    check_comparable([found], ())
+    with pytest.raises(ConfigError, match="no such setting; there are problems, samples"):
+        check_comparable([], ("weather",))
+
+
+def test_the_command_refuses_and_goes_on_where_it_is_told_to(bench, tmp_path, capsys) -> None:
+    suite = Suite("own", str(bench / "own.jsonl"))
+    run_bench(suite, OracleAgent, tmp_path / "longer", horizon=9)
+    with pytest.raises(ConfigError, match=r"horizon: 6 against 9.*--despite horizon"):
+        Compare(bench / "a", tmp_path / "longer").run()
+    Compare(bench / "a", tmp_path / "longer", despite=("horizon",)).run()
+    assert "the runs differ in horizon: 6 against 9" in capsys.readouterr().out
+
+
+def test_one_id_with_two_contents_is_no_pair(make_trajectory) -> None:
+    first = [make_trajectory("a", True)]
+    changed = replace(first[0], problem=replace(first[0].problem, answer="5"))
+    with pytest.raises(ConfigError, match="problem a has another question or answer"):
+        compare_runs(first, [changed])
