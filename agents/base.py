@@ -7,13 +7,13 @@ about text (templates, stop strings, masks) is in `rendering`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from mathenv.errors import ConfigError
+from mathenv.settings import Count, NotNegative, PositiveShare, check_settings
 from mathenv.types import FinishReason, TokenRecord
 
 
@@ -68,21 +68,13 @@ class SamplingParams:
         ConfigError: a value with which nothing can be sampled.
     """
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_turn_tokens: int = 512
-    max_tokens: int = 2048
+    temperature: NotNegative = 1.0
+    top_p: PositiveShare = 1.0
+    max_turn_tokens: Count = 512
+    max_tokens: Count = 2048
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise ConfigError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p must lie above 0 and at most at 1, got {self.top_p}")
-        if self.max_turn_tokens < 1 or self.max_tokens < 1:
-            raise ConfigError(
-                "max_turn_tokens and max_tokens must be at least 1, got "
-                f"{self.max_turn_tokens} and {self.max_tokens}"
-            )
+        check_settings(self)
 
 
 GREEDY = SamplingParams(temperature=0.0)

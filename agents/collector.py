@@ -26,6 +26,14 @@ from mathenv.env import MathToolEnv
 from mathenv.errors import ConfigError, InfraError, MathEnvError
 from mathenv.interpreter import Interpreter
 from mathenv.protocol import ProtocolName, check_protocol
+from mathenv.settings import (
+    Count,
+    CountFrom0,
+    DerivedSeed,
+    NotNegative,
+    PositiveOrInf,
+    check_settings,
+)
 from mathenv.types import FinishReason, Grade, GradeStatus, Problem, StopReason, Trajectory
 
 Result = TypeVar("Result")
@@ -63,27 +71,21 @@ class CollectConfig:
         ConfigError: a number that cannot be.
     """
 
-    horizon: int = 6
+    horizon: Count = 6
     protocol: ProtocolName = "lenient"
     say_empty: bool = False
-    concurrency: int = 128
-    threads: int = 4
-    seed: int = 0
-    slots: int | None = None
-    turn_seconds: float = 1800.0
-    trajectory_seconds: float = 7200.0
-    retries: int = 2
-    backoff_seconds: float = 0.5
+    concurrency: Count = 128
+    threads: Count = 4
+    seed: DerivedSeed = 0
+    slots: Count | None = None
+    turn_seconds: PositiveOrInf = 1800.0
+    trajectory_seconds: PositiveOrInf = 7200.0
+    retries: CountFrom0 = 2
+    backoff_seconds: NotNegative = 0.5
 
     def __post_init__(self) -> None:
+        check_settings(self)
         check_protocol(self.protocol)
-        slots = 1 if self.slots is None else self.slots
-        if min(self.horizon, self.concurrency, self.threads, slots) < 1:
-            raise ConfigError(f"horizon, concurrency, threads, slots must be at least 1: {self}")
-        if not min(self.turn_seconds, self.trajectory_seconds) > 0:
-            raise ConfigError(f"deadlines must be more than 0 seconds: {self}")
-        if not (self.retries >= 0 and 0 <= self.backoff_seconds < math.inf):
-            raise ConfigError(f"retries and backoff_seconds cannot be negative: {self}")
 
 
 @dataclass(frozen=True, slots=True)

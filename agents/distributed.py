@@ -27,6 +27,7 @@ from agents.episode_log import EpisodeLog, Progress
 from agents.rollout import collect, jobs_of, run_blocking
 from mathenv.errors import ConfigError, InfraError, MathEnvError, install_hint
 from mathenv.interpreter import Interpreter
+from mathenv.settings import Count, CountFrom0, NotNegative, PositiveOrInf, check_settings
 from mathenv.store import TrajectoryStore
 from mathenv.types import Problem, Trajectory
 
@@ -60,17 +61,16 @@ class RayConfig:
         ConfigError: a number that cannot be.
     """
 
-    workers: int = 2
+    workers: Count = 2
     address: str = "local"
-    cpus: float = 1.0
-    gpus: float = 0.0
-    restarts: int = 8
-    tries: int = 3
-    start_seconds: float = 900.0
+    cpus: NotNegative = 1.0
+    gpus: NotNegative = 0.0
+    restarts: CountFrom0 = 8
+    tries: Count = 3
+    start_seconds: PositiveOrInf = 900.0
 
     def __post_init__(self) -> None:
-        if min(self.workers, self.tries) < 1 or min(self.cpus, self.gpus, self.restarts) < 0:
-            raise ConfigError(f"a cluster needs a worker, and no number below 0: {self}")
+        check_settings(self)
 
 
 class Worker:

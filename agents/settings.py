@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from agents.dialects import find_dialect
 from agents.rendering import ChatRenderer
 from agents.templates import ToolRole
 from mathenv.errors import ConfigError
+from mathenv.settings import Count, PositiveShare, Range, check_settings
 
 EngineKind = Literal["transformers", "vllm"]
 
@@ -17,12 +18,15 @@ EngineKind = Literal["transformers", "vllm"]
 class TinyConfig:
     """Shape of the tiny model. `hidden / heads` = 32 is a head size vLLM's CPU kernels know."""
 
-    hidden: int = 128
-    layers: int = 4
-    heads: int = 4
-    intermediate: int = 384
-    vocab: int = 512
-    max_positions: int = 1024
+    hidden: Count = 128
+    layers: Count = 4
+    heads: Count = 4
+    intermediate: Count = 384
+    vocab: Annotated[int, Range(261)] = 512
+    max_positions: Count = 1024
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +49,15 @@ class EngineOptions:
     kind: EngineKind = "transformers"
     device: str = "cpu"
     dtype: str = "float32"
-    max_batch: int = 128
-    gpu_memory: float = 0.9
-    tensor_parallel: int = 1
+    max_batch: Count = 128
+    gpu_memory: PositiveShare = 0.9
+    tensor_parallel: Count = 1
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.kind not in get_args(EngineKind):
             raise ConfigError(
                 f"no engine is called {self.kind!r}: use {' or '.join(get_args(EngineKind))}"
-            )
-        if min(self.max_batch, self.tensor_parallel) < 1 or not 0 < self.gpu_memory <= 1:
-            raise ConfigError(
-                f"max_batch and tensor_parallel must be at least 1, gpu_memory a share: {self}"
             )
 
 

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, Literal
 from agents.base import Agent, SamplingParams
 from agents.scripted import OracleAgent, ReplayAgent
 from mathenv.errors import ConfigError, did_you_mean
+from mathenv.settings import Count, NotNegative, PositiveShare, check_settings
 from mathenv.store import read_trajectories
 from mathenv.types import Problem
 
@@ -65,16 +66,16 @@ class AgentOptions:
     agent: str = "oracle"
     model: str | None = None
     trajectories: Path | None = None
-    temperature: float | None = None
-    top_p: float = 1.0
-    max_turn_tokens: int = 512
-    max_tokens: int = 2048
+    temperature: NotNegative | None = None
+    top_p: PositiveShare = 1.0
+    max_turn_tokens: Count = 512
+    max_tokens: Count = 2048
     device: str = "cpu"
     dtype: str = "float32"
-    max_batch: int = 128
+    max_batch: Count = 128
     base_url: str | None = None
     served_model: str | None = None
-    slots: int | None = None
+    slots: Count | None = None
     api: Literal["tokens", "chat"] = "tokens"
     dialect: str | None = None
     tool_role: Literal["user", "tool"] = "user"
@@ -82,12 +83,15 @@ class AgentOptions:
     stop_strings: tuple[str, ...] | None = None
     name: str | None = None
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Member(AgentOptions):
     """One table of a mixture's file: an agent and its samples per problem."""
 
-    samples: int = 1
+    samples: Count = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +122,8 @@ def read_mixture(file: Path, defaults: AgentOptions) -> list[tuple[AgentOptions,
         raise ConfigError(f"{file} holds no agent: give each a table, such as [current]")
     mixture = []
     for name, member in members.items():
-        if "name" in tables[name] or member.samples < 1:
-            raise ConfigError(f"{file}: [{name}] is the name, and `samples` at least 1")
+        if "name" in tables[name]:
+            raise ConfigError(f"{file}: [{name}] is the agent's name already: leave out `name`")
         said = {key: getattr(member, key) for key in tables[name] if key != "samples"}
         try:
             _check_kind(member.agent)
@@ -148,6 +152,31 @@ def identify(options: AgentOptions, samples: int) -> dict[str, Any]:
     return found
 
 
+_SAMPLING = ("temperature", "top_p", "max_turn_tokens", "max_tokens")
+_WORDING = ("dialect", "tool_role", "system", "stop_strings")
+_HERE = ("model", *_SAMPLING, *_WORDING, "dtype", "max_batch")
+_USED = {  # by our own agents, beside `agent` and `name`; one of the user's may use all
+    "oracle": (),
+    "replay": ("trajectories",),
+    "transformers": (*_HERE, "device"),
+    "vllm": _HERE,
+    "openai": ("model", *_SAMPLING, *_WORDING, "base_url", "served_model", "slots", "api"),
+}
+
+
+def _check_used(options: AgentOptions) -> None:
+    """Refuse flags that the kind of agent would ignore."""
+    used = _USED.get(options.agent)
+    for option in fields(AgentOptions):
+        if used is None or option.name in ("agent", "name", *used):
+            continue
+        if getattr(options, option.name) != option.default:
+            raise ConfigError(
+                f"the {options.agent}{'' if options.agent == 'oracle' else ' agent'} takes no "
+                f"--{option.name.replace('_', '-')}: leave it out, or choose another --agent"
+            )
+
+
 Opener = Callable[
     [AgentOptions, Sequence[Problem], SamplingParams], AbstractContextManager[OpenAgent]
 ]
@@ -162,6 +191,7 @@ def open_agent(
     Raises:
         ConfigError: a flag is missing or does not fit the kind of agent.
     """
+    _check_used(options)
     opener = AGENTS.get(options.agent, _own)
     with opener(options, problems, _sampling(options, samples)) as opened:
         yield opened
@@ -171,9 +201,6 @@ def open_agent(
 def _oracle(
     options: AgentOptions, problems: Sequence[Problem], sampling: SamplingParams
 ) -> Iterator[OpenAgent]:
-    for flag, value in (("--model", options.model), ("--trajectories", options.trajectories)):
-        if value is not None:
-            raise ConfigError(f"the oracle takes no {flag}: choose another --agent")
     longest = max(max(1, len(problem.solution)) for problem in problems)
     agent = OracleAgent(problems, name=options.name)
     yield OpenAgent(agent, {}, least_horizon=longest + 1)
@@ -349,12 +376,8 @@ def _sampling(options: AgentOptions, samples: int) -> SamplingParams:
     temperature = options.temperature
     if temperature is None:
         temperature = 0.0 if samples == 1 else 1.0
-    if temperature < 0 or not 0 < options.top_p <= 1:
-        raise ConfigError("--temperature must not be negative, --top-p must lie in (0, 1]")
     if temperature == 0 and samples > 1 and options.agent in MODEL_KINDS:
         raise ConfigError(
             f"{samples} greedy samples would all be the same: set --temperature, or one sample"
         )
-    if min(options.max_turn_tokens, options.max_tokens, options.max_batch) < 1:
-        raise ConfigError("--max-turn-tokens, --max-tokens and --max-batch must be at least 1")
     return SamplingParams(temperature, options.top_p, options.max_turn_tokens, options.max_tokens)

@@ -12,9 +12,10 @@ from benchmarks.metrics import (
     Outcomes,
     mcnemar,
     outcomes,
-    paired_bootstrap,
+    paired_difference,
     pass_at_1,
 )
+from mathenv.errors import ConfigError
 from mathenv.types import Trajectory
 
 SIGNIFICANCE = 0.05
@@ -41,15 +42,15 @@ class Comparison:
 
     @property
     def p_value(self) -> float:
-        """McNemar's exact test where it applies, else the paired bootstrap's."""
-        return self.difference.p_value if self.mcnemar is None else self.mcnemar
+        """The exact paired permutation test: McNemar's where a problem has one sample."""
+        return self.difference.p_value
 
     @property
     def decided(self) -> bool:
         """True where chance alone explains the difference badly: test and interval say so.
 
-        A bootstrap's interval may exclude 0 where few problems differ: with four gained and none
-        lost it does, and yet a fair coin falls so one time in eight.
+        Near the edge they may not agree: with nine gained and two lost of twenty the interval
+        excludes 0, and yet a fair coin falls so one time in fifteen.
         """
         return self.p_value < SIGNIFICANCE and self._interval_excludes_0
 
@@ -60,10 +61,8 @@ class Comparison:
     def sentence(self) -> str:
         """Say what the comparison shows, for people."""
         low, high = 100 * self.difference.low, 100 * self.difference.high
-        numbers = f"95% interval {low:+.1f} to {high:+.1f}, {p_text(self.p_value)}"
-        if self.mcnemar is not None:  # another method than the interval's: name both
-            test = f"McNemar's exact test {p_text(self.mcnemar)}"
-            numbers = f"95% bootstrap interval {low:+.1f} to {high:+.1f}, {test}"
+        test = "exact sign-flip test" if self.mcnemar is None else "McNemar's exact test"
+        numbers = f"95% interval {low:+.1f} to {high:+.1f}, {test} {p_text(self.p_value)}"
         same = f"On the same {self.difference.n:,} problems"
         if not self.gained and not self.lost:
             return f"{same} {self.second} and {self.first} scored the same on every one."
@@ -88,10 +87,12 @@ def compare_runs(
     """Compare two runs over the same problems.
 
     Raises:
-        ConfigError: no problem was scored in both.
+        ConfigError: no problem was scored in both, or one problem id has two contents.
     """
-    before, after = outcomes(first), outcomes(second)
-    difference = paired_bootstrap(before, after, seed=seed)  # refuses runs that share nothing
+    played, again = list(first), list(second)
+    _check_contents(played, again)
+    before, after = outcomes(played), outcomes(again)
+    difference = paired_difference(before, after, seed=seed)  # refuses runs that share nothing
     shared = [key for key in before if key in after]
     old: Outcomes = {key: before[key] for key in shared}
     new: Outcomes = {key: after[key] for key in shared}
@@ -108,6 +109,17 @@ def compare_runs(
         mcnemar=mcnemar(old, new) if single else None,
         unshared=len(before) + len(after) - 2 * len(shared),
     )
+
+
+def _check_contents(first: Iterable[Trajectory], second: Iterable[Trajectory]) -> None:
+    known = {t.problem.id: (t.problem.question, t.problem.answer) for t in first}
+    for trajectory in second:
+        problem = trajectory.problem
+        if known.get(problem.id, here := (problem.question, problem.answer)) != here:
+            raise ConfigError(
+                f"problem {problem.id} has another question or answer in one run than in the "
+                "other: they were not given the same problems"
+            )
 
 
 def p_text(p_value: float) -> str:

@@ -2,7 +2,7 @@
 
 run/seed-0/            see `learners.run`; learners share its base model and SFT
 run/seed-0/test/       greedy test episodes per policy
-run/results.md         tables; results.json the same as data
+run/results.md         tables; experiment.json the same as data
 run/curve.png          test pass@1 per stage
 run/transcript.txt     one problem before and after
 run/report.html        all of it, and every trajectory, to be opened in a browser
@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from benchmarks import results
 from benchmarks.curve import learning_curve
 from benchmarks.metrics import (
     Estimate,
     Outcomes,
     by_problem,
     outcomes,
-    paired_bootstrap,
+    paired_difference,
     pass_at_1,
 )
 from benchmarks.pages.page import write_report
@@ -34,6 +35,7 @@ from benchmarks.report import (
     stage_markdown,
     stage_rows,
 )
+from benchmarks.results import is_experiment
 from benchmarks.transcript import compare, improved, plain
 from learners.iterate import evaluate
 from learners.recipe import Recipe
@@ -45,6 +47,8 @@ from mathenv.manifest import environment
 from mathenv.store import write_atomic
 from mathenv.types import Trajectory
 
+FILE = "experiment.json"
+SCHEMA = 1
 Stages = list[tuple[str, list[Trajectory]]]
 
 
@@ -100,11 +104,11 @@ def _run_all(
 def _run_learner(
     recipe: Recipe, folder: Path, sets: ProblemSets, start: Start, reporter: Reporter
 ) -> LearnerRun:
-    results = run_iterations(folder, recipe, sets, start, reporter)
+    iterations = run_iterations(folder, recipe, sets, start, reporter)
     policies = [("SFT", start.policy, "sft")]
     policies += [
         (f"{recipe.learner}, iteration {r.number}", r.policy, f"{recipe.learner}-{r.number}")
-        for r in results
+        for r in iterations
     ]
     stages: Stages = []
     with reporter.stage("test", len(policies) * len(sets.test), "problems") as advance:
@@ -116,7 +120,7 @@ def _run_learner(
 
 
 def write_reports(run: Path, runs: Sequence[LearnerRun], recipe: Recipe) -> None:
-    """Write results.md, results.json, curve.png and transcript.txt."""
+    """Write results.md, experiment.json, curve.png and transcript.txt."""
     parts = ["# Results", _made_with(recipe, runs)]
     if len(runs) > 1:
         parts.append(_summary(runs))
@@ -125,6 +129,7 @@ def write_reports(run: Path, runs: Sequence[LearnerRun], recipe: Recipe) -> None
     ]
     write_atomic(run / "results.md", "\n\n".join(p.rstrip() for p in parts) + "\n")
     data = {
+        "schema": SCHEMA,
         "recipe": asdict(recipe),
         "environment": environment(),
         "runs": [
@@ -132,7 +137,10 @@ def write_reports(run: Path, runs: Sequence[LearnerRun], recipe: Recipe) -> None
             for r, rows in ((r, stage_rows(r.stages)) for r in runs)
         ],
     }
-    write_atomic(run / "results.json", json.dumps(data, indent=1) + "\n")
+    write_atomic(run / FILE, json.dumps(data, indent=1) + "\n")
+    # Earlier versions gave it the name of a benchmark's file, which holds something else.
+    if is_experiment(run / results.FILE):
+        (run / results.FILE).unlink()
     lines = {name: pooled_curve(group) for name, group in _by_learner(runs).items()}
     stages = ["SFT", *(f"iteration {i}" for i in range(1, max(map(len, lines.values()))))]
     learning_curve(run / "curve.png", lines, stages, title=recipe.problems.source)
@@ -148,8 +156,8 @@ def _made_with(recipe: Recipe, runs: Sequence[LearnerRun]) -> str:
         f"Problems: {recipe.problems.source}, {recipe.problems.test} test problems, greedy. "
         f"Seeds: {', '.join(map(str, seeds))}. Machine: {machine['platform']}, "
         f"{machine['cpus']} CPUs, torch {machine['packages'].get('torch', '?')}. Intervals: 95%; "
-        "gains by paired bootstrap over problems; where no problem changed, Wilson's bound on what "
-        "so many problems could have missed."
+        "gains are paired, problem by problem (`benchmarks/intervals.py`); where no problem "
+        "changed, Wilson's bound on what so many problems could have missed."
     )
 
 
@@ -185,9 +193,9 @@ def _score(seeds: Sequence[Outcomes]) -> list[str]:
 
 
 def _change(before: Sequence[Outcomes], after: Sequence[Outcomes]) -> list[str]:
-    change = paired_bootstrap(by_problem(before), by_problem(after))
+    change = paired_difference(by_problem(before), by_problem(after))
     pairs = zip(before, after, strict=True)
-    each = ", ".join(points(paired_bootstrap(old, new).value) for old, new in pairs)
+    each = ", ".join(points(paired_difference(old, new).value) for old, new in pairs)
     return [points(change.value), f"{points(change.low)} to {points(change.high)}", each]
 
 

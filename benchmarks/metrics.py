@@ -13,12 +13,28 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean
+from functools import partial
+from statistics import fmean
 
 import numpy as np
 
-from benchmarks.voting import Ballot, ballots, maj_at_k, pass_at_k, sizes
+from benchmarks.intervals import (
+    LEVEL,
+    RESAMPLES,
+    Difference,
+    Estimate,
+    bootstrap,
+    count_different,
+    difference_interval,
+    is_many,
+    mean_interval,
+    share_interval,
+    sign_flip_p,
+    wilson,
+)
+from benchmarks.voting import Ballot, ballots, graded_equal, maj_at_k, pass_at_k, sizes
 from mathenv.errors import ConfigError
+from mathenv.grading.policy import STRICT, GradePolicy
 from mathenv.problems import has_label_issue
 from mathenv.types import (
     ExecutionStatus,
@@ -30,35 +46,7 @@ from mathenv.types import (
     Turn,
 )
 
-LEVEL = 0.95
-RESAMPLES = 10_000
-
 Outcomes = Mapping[str, Sequence[float]]  # problem id -> one outcome per sample
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean with its interval. `n` is the number of problems it is the mean over."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    method: str  # "wilson", "bootstrap", or "constant" where nothing varies
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Second minus first, over the `n` problems both were scored on.
-
-    `p_value` is two-sided, for "there is no difference".
-    """
-
-    value: float
-    low: float
-    high: float
-    p_value: float
-    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +118,7 @@ def pass_at_1(results: Outcomes, *, level: float = LEVEL, seed: int = 0) -> Esti
     """Return mean accuracy with its interval.
 
     With one sample per problem the interval is Wilson's. With more, samples of a problem
-    depend on each other, so whole problems are resampled (`cluster_bootstrap`).
+    depend on each other, so the problem is the unit (`cluster_interval`).
 
     Raises:
         ConfigError: there is no outcome.
@@ -139,47 +127,31 @@ def pass_at_1(results: Outcomes, *, level: float = LEVEL, seed: int = 0) -> Esti
         raise ConfigError("no episode counts: there is nothing to score")
     if all(len(samples) == 1 for samples in results.values()):
         return wilson(sum(s[0] for s in results.values()), len(results), level=level)
-    return cluster_bootstrap(results, level=level, seed=seed)
+    return cluster_interval(results, level=level, seed=seed)
 
 
-def wilson(successes: float, n: int, *, level: float = LEVEL) -> Estimate:
-    """Wilson's score interval of a share of `n` independent trials (Wilson, 1927)."""
-    if n < 1 or not 0 <= successes <= n:
-        raise ConfigError(f"need 0 <= successes <= n and n >= 1, got {successes} of {n}")
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share = successes / n
-    scale = 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / scale
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
-    # At 0 and 1 the bound is exact; floating point would put it beside.
-    low = 0.0 if share == 0 else max(0.0, centre - half)
-    high = 1.0 if share == 1 else min(1.0, centre + half)
-    return Estimate(share, low, high, n, "wilson")
+def cluster_interval(results: Outcomes, *, level: float = LEVEL, seed: int = 0) -> Estimate:
+    """Return the mean over problems of shares from 0 to 1, with the problem as the unit.
 
+    Resamples problems with all their samples where there are many; else `share_interval`.
 
-def cluster_bootstrap(
-    results: Outcomes, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
-) -> Estimate:
-    """Percentile interval of a mean share, resampling problems with all their samples.
-
-    Where every problem has the same mean a bootstrap sees no spread at all and would claim
-    certainty; Wilson's interval over problems is given instead.
+    Raises:
+        ConfigError: there is no problem.
     """
     means = np.array([fmean(samples) for samples in results.values()])
-    if np.ptp(means) == 0:
-        return wilson(float(means.sum()), len(means), level=level)
-    return _bootstrap_mean(means, level, resamples, seed)
+    n, different = len(means), count_different(means)
+    if not n:
+        raise ConfigError("no episode counts: there is nothing to score")
+    if is_many(n, different):
+        return bootstrap(means, level, RESAMPLES, seed)
+    variance = float(means.var(ddof=1)) / n if n > 1 else 0.0
+    return share_interval(float(means.mean()), variance, n, different, level)
 
 
-def mean_estimate(
-    results: Outcomes, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
-) -> Estimate:
+def mean_estimate(results: Outcomes, *, level: float = LEVEL, seed: int = 0) -> Estimate:
     """Return the mean over problems of a quantity that is no share, e.g. turns or tokens."""
     means = np.array([fmean(samples) for samples in results.values()])
-    if not len(means) or np.ptp(means) == 0:
-        value = float(means[0]) if len(means) else 0.0
-        return Estimate(value, value, value, len(means), "constant")
-    return _bootstrap_mean(means, level, resamples, seed)
+    return mean_interval(means, level, seed)
 
 
 def ratio_estimate(
@@ -189,26 +161,29 @@ def ratio_estimate(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Return the ratio of two sums, e.g. failed cells to cells, resampling problems.
+    """Return the ratio of two sums, a share such as failed cells of cells, over problems.
 
     `counts` has (numerator, denominator) per problem; problems without a denominator say
-    nothing.
+    nothing. With few problems the variance is that of the linearised ratio (Cochran, 1977,
+    section 6.4).
     """
     pairs = np.array([pair for pair in counts.values() if pair[1] > 0], dtype=float)
-    if not len(pairs):
+    n, different = len(pairs), count_different(pairs)
+    if not n:
         return Estimate(0.0, 0.0, 0.0, 0, "constant")
-    distinct, weights = np.unique(pairs, axis=0, return_counts=True)
-    n = len(pairs)
     ratio = float(pairs[:, 0].sum() / pairs[:, 1].sum())
-    if len(distinct) == 1:
-        return Estimate(ratio, ratio, ratio, n, "constant")
+    if not is_many(n, different):
+        residuals = (pairs[:, 0] - ratio * pairs[:, 1]) / pairs[:, 1].mean()
+        variance = float((residuals**2).sum()) / max(1, n - 1) / n
+        return share_interval(ratio, variance, n, different, level)
+    distinct, weights = np.unique(pairs, axis=0, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(n, weights / n, size=resamples)
     ratios = (drawn @ distinct[:, 0]) / (drawn @ distinct[:, 1])
     low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(ratio, float(low), float(high), n, "bootstrap")
 
 
-def paired_bootstrap(
+def paired_difference(
     first: Outcomes,
     second: Outcomes,
     *,
@@ -216,33 +191,21 @@ def paired_bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """Return second minus first over the problems scored in both, by resampling problems.
+    """Return second minus first over the problems scored in both.
 
-    The interval is the percentile interval of the mean difference. The p-value is the share
-    of resamples of the centred differences that are at least as far from zero as the
-    difference seen, with one added to both counts so that it is never zero (Efron and
-    Tibshirani, 1993, section 16.4).
-
-    Where all problems have the same difference, mostly none, a bootstrap would claim certainty:
-    what `n` problems have not shown may still occur as often as Wilson's bound says, and the
-    interval is that wide.
+    The interval is `difference_interval`, the p-value the exact paired permutation test
+    (`sign_flip_p`), however many problems there are.
 
     Raises:
         ConfigError: no problem was scored in both.
     """
-    differences = _differences(first, second)
-    observed = float(differences.mean())
-    draws = _bootstrap_means(differences, resamples, seed)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    if np.ptp(differences) == 0:
-        unseen = wilson(0, len(differences), level=level).high
-        most = max(1.0, abs(observed))  # shares differ by 1 at most
-        low, high = max(-most, observed - unseen), min(most, observed + unseen)
-    # A resampled mean of centred values is the resampled mean minus the mean. The tolerance
-    # keeps draws that equal the observed difference up to rounding on the right side.
-    extreme = np.count_nonzero(np.abs(draws - observed) >= abs(observed) - 1e-12)
-    p_value = (int(extreme) + 1) / (resamples + 1)
-    return Difference(observed, float(low), float(high), p_value, len(differences))
+    shared = _shared(first, second)
+    differences = np.array([fmean(second[key]) - fmean(first[key]) for key in shared])
+    low, high = difference_interval(differences, level, resamples, seed)
+    # Means over so many samples are whole multiples of 1 / unit, where outcomes are whole.
+    unit = math.lcm(*{len(run[key]) for run in (first, second) for key in shared})
+    p_value = sign_flip_p(differences, unit, seed=seed)
+    return Difference(float(differences.mean()), low, high, p_value, len(differences))
 
 
 def mcnemar(first: Outcomes, second: Outcomes) -> float:
@@ -254,11 +217,9 @@ def mcnemar(first: Outcomes, second: Outcomes) -> float:
     Raises:
         ConfigError: a problem has several samples, or none was scored in both.
     """
-    shared = [key for key in first if key in second]
-    if not shared:
-        raise ConfigError("no problem was scored in both: compare runs over the same problems")
+    shared = _shared(first, second)
     if any(len(first[key]) != 1 or len(second[key]) != 1 for key in shared):
-        raise ConfigError("McNemar's test takes one sample per problem: use paired_bootstrap")
+        raise ConfigError("McNemar's test takes one sample per problem: use paired_difference")
     gained = sum(second[key][0] > first[key][0] for key in shared)
     lost = sum(second[key][0] < first[key][0] for key in shared)
     n, fewer = gained + lost, min(gained, lost)
@@ -309,8 +270,10 @@ def sampled_tokens(trajectory: Trajectory) -> int:
     return sum(span.end - span.start for span in spans if span.kind is SpanKind.SAMPLED)
 
 
-def summarize(trajectories: Iterable[Trajectory], *, seed: int = 0) -> Metrics:
-    """Return all metrics of one run.
+def summarize(
+    trajectories: Iterable[Trajectory], *, policy: str | GradePolicy = STRICT, seed: int = 0
+) -> Metrics:
+    """Return all metrics of one run. `policy` is what its verdicts were given under.
 
     Raises:
         ConfigError: no episode counts.
@@ -318,7 +281,7 @@ def summarize(trajectories: Iterable[Trajectory], *, seed: int = 0) -> Metrics:
     episodes = list(trajectories)
     clean = [t for t in episodes if not has_label_issue(t.problem)]
     flagged = {t.problem.id for t in episodes if t.counts and has_label_issue(t.problem)}
-    votes = ballots(episodes)
+    votes = ballots(episodes, equal=partial(graded_equal, policy=policy))
     most = max((ballot.samples for ballot in votes.values()), default=0)
     return Metrics(
         pass_at_1=pass_at_1(outcomes(episodes), seed=seed),
@@ -340,7 +303,7 @@ def _over_problems(
 ) -> Estimate:
     """Mean over the problems with at least k samples that count (`Estimate.n` says how many)."""
     scores = {name: (score(b, k),) for name, b in votes.items() if b.samples >= k}
-    return cluster_bootstrap(scores, seed=seed)
+    return cluster_interval(scores, seed=seed)
 
 
 def _exclusion(trajectory: Trajectory) -> str:
@@ -383,27 +346,8 @@ def _errors_and_cells(trajectories: Iterable[Trajectory]) -> dict[str, tuple[flo
     return counts
 
 
-def _differences(first: Outcomes, second: Outcomes) -> np.ndarray:
+def _shared(first: Outcomes, second: Outcomes) -> list[str]:
     shared = [key for key in first if key in second]
     if not shared:
         raise ConfigError("no problem was scored in both: compare runs over the same problems")
-    return np.array([fmean(second[key]) - fmean(first[key]) for key in shared])
-
-
-def _bootstrap_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Return the means of `resamples` resamples of `values`. Shape: (resamples,).
-
-    Drawing n of n values with replacement is drawing how often each distinct value occurs,
-    a multinomial: the same distribution, without a (resamples, n) table.
-    """
-    distinct, counts = np.unique(values, return_counts=True)
-    n = len(values)
-    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples)
-    means: np.ndarray = drawn @ distinct / n
-    return means
-
-
-def _bootstrap_mean(means: np.ndarray, level: float, resamples: int, seed: int) -> Estimate:
-    draws = _bootstrap_means(means, resamples, seed)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(means.mean()), float(low), float(high), len(means), "bootstrap")
+    return shared

@@ -18,7 +18,7 @@ from benchmarks.metrics import (
     Outcomes,
     ToolUse,
     outcomes,
-    paired_bootstrap,
+    paired_difference,
     pass_at_1,
 )
 from benchmarks.results import BenchResult
@@ -49,7 +49,7 @@ def stage_rows(
     scored: list[Outcomes] = [outcomes(runs) for _, runs in stages]
     rows = []
     for index, ((name, runs), results) in enumerate(zip(stages, scored, strict=True)):
-        gain = paired_bootstrap(scored[0], results, seed=seed) if index else None
+        gain = paired_difference(scored[0], results, seed=seed) if index else None
         excluded = sum(not t.counts for t in runs)
         rows.append(StageRow(name, pass_at_1(results, seed=seed), gain, excluded))
     return rows
@@ -278,8 +278,7 @@ COMPARISON_COLUMNS = (
     "95% interval",
     "better",
     "worse",
-    "McNemar p",
-    "bootstrap p",
+    "exact p",
 )
 
 
@@ -290,7 +289,6 @@ def comparison_rows(comparisons: Sequence[tuple[str, Comparison]]) -> list[list[
 
 def _comparison_cells(comparison: Comparison) -> list[str]:
     change = comparison.difference
-    exact = "" if comparison.mcnemar is None else p_text(comparison.mcnemar).removeprefix("p ")
     return [
         str(change.n),
         percent(comparison.first_score.value),
@@ -299,7 +297,6 @@ def _comparison_cells(comparison: Comparison) -> list[str]:
         f"{points(change.low)} to {points(change.high)}",
         str(comparison.gained),
         str(comparison.lost),
-        exact.removeprefix("= "),
         p_text(change.p_value).removeprefix("p ").removeprefix("= "),
     ]
 

@@ -77,6 +77,18 @@ def write_result(result: BenchResult, folder: Path) -> None:
     write_atomic(folder / FILE, json.dumps(row, indent=1) + "\n")
 
 
+def is_experiment(file: Path) -> bool:
+    """Say whether a `results.json` is the table of a training run, as earlier versions wrote it.
+
+    These are in `experiment.json` now: one name, one format.
+    """
+    try:
+        row = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(row, dict) and "runs" in row and "recipe" in row
+
+
 def read_result(folder: Path) -> BenchResult:
     """Read a run's `results.json`.
 
@@ -89,6 +101,11 @@ def read_result(folder: Path) -> BenchResult:
         raise ConfigError(
             f"{folder} has no {FILE}: give the folder that `mathenv bench` wrote for one suite, "
             "or repeat the bench command to finish it"
+        )
+    if is_experiment(file):
+        raise ConfigError(
+            f"{file} is not of a benchmark but of a training run (mathenv iterate): see its "
+            "results.md, or measure its checkpoints with mathenv bench"
         )
     remedy = "repeat the bench command to write it again, finished episodes are kept"
     row = read_object(file, remedy)

@@ -65,6 +65,7 @@ def run_bench(
     concurrency: int = 32,
     seed: int = 0,
     interpreter: str | Interpreter = "local",
+    limits: Limits | None = None,
     policy: str | GradePolicy = STRICT,
     progress: Progress | None = None,
     details: Mapping[str, Any] | None = None,
@@ -77,6 +78,8 @@ def run_bench(
         data, limit: as in `Suite.load`; the draw of `limit` problems is the same for all seeds.
         horizon, protocol, say_empty: as in `CollectConfig`.
         seed: fixes sampling and the interpreters' seeds, with problem and sample number.
+        limits: of a session; recorded. An interpreter that is given has its own, and these must
+            be they.
         policy: what counts as equal, a preset's name or a policy.
         progress: called with the number of finished episodes and the total.
         details: what else identifies the agent, e.g. a hash of its weights.
@@ -106,8 +109,9 @@ def run_bench(
         "say_empty": say_empty,
         "agent": {**describe_agent(player), **(details or {})},
     }
+    limits = limits or Limits()
     if isinstance(interpreter, str):
-        interpreter = shared_interpreter(interpreter, Limits())
+        interpreter = shared_interpreter(interpreter, limits)
     started = time.monotonic()
     chosen = find_policy(policy)
 
@@ -116,11 +120,15 @@ def run_bench(
         return BenchResult(
             suite=suite.name,
             agent=player.name,
-            metrics=summarize(trajectories, seed=seed),
+            metrics=summarize(trajectories, policy=chosen, seed=seed),
             mismatches=_mismatches(problems),
             config=config,
             policy=chosen.record(),
-            environment={**environment(), "interpreter": dict(interpreter.description)},
+            environment={
+                **environment(),
+                "interpreter": dict(interpreter.description),
+                "limits": asdict(limits),
+            },
             published=suite.published,
             suite_size=suite.size,
             seconds=round(time.monotonic() - started, 1),

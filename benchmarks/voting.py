@@ -16,6 +16,7 @@ from math import comb
 
 from mathenv.errors import ConfigError
 from mathenv.grading import grade_answer
+from mathenv.grading.policy import STRICT, GradePolicy
 from mathenv.types import Trajectory
 
 Equal = Callable[[str, str], bool]
@@ -37,9 +38,9 @@ class Ballot:
         return self.correct + sum(self.wrong) + self.abstained
 
 
-def graded_equal(first: str, second: str) -> bool:
+def graded_equal(first: str, second: str, *, policy: str | GradePolicy = STRICT) -> bool:
     """Say whether the grader would accept the second answer if the first were the reference."""
-    return grade_answer(first, second).correct
+    return grade_answer(first, second, policy).correct
 
 
 def ballots(
@@ -47,7 +48,9 @@ def ballots(
 ) -> dict[str, Ballot]:
     """Return how each problem was answered, in order of first appearance.
 
-    All correct samples are one class: each equals the reference answer.
+    All correct samples are one class: each equals the reference answer. `equal` groups the wrong
+    ones; it must be of the policy that the verdicts are of, else votes are counted by one rule
+    and answers judged by another.
     """
     grouped: dict[str, list[Trajectory]] = {}
     for trajectory in trajectories:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from learners.learner import BaseLearner, LogProbs, LossOutput
-from learners.losses import dpo, implicit_reward, nll
+from learners.losses import dpo, implicit_reward, nll, preferred
 from learners.preferences import (
     Example,
     Sample,
@@ -88,7 +88,7 @@ class MultiTurnDPO(BaseLearner):
                 "rewards/chosen": reward_w,
                 "rewards/rejected": reward_l,
                 "rewards/margins": reward_w - reward_l,
-                "rewards/accuracies": (reward_w > reward_l).float(),
+                "rewards/accuracies": preferred(reward_w, reward_l),
                 "logps/chosen": sides.chosen.detach(),
                 "logps/rejected": sides.rejected.detach(),
                 "nll_loss": nll_mean.detach(),

@@ -44,6 +44,7 @@ from learners.records import RESULT, SELECTION, IterationResult, read_result, se
 from learners.reporter import Reporter
 from learners.settings import IterateConfig, Method, ReferenceMoves
 from learners.train import Stage, train
+from learners.weights import same_weights
 from mathenv.env import shared_interpreter
 from mathenv.errors import ConfigError, DataError, TrainingError
 from mathenv.files import writing
@@ -327,9 +328,16 @@ def _choose(
     """Choose the best checkpoint on validation, the latest of equals.
 
     The policy we came from stays unless a checkpoint is better than it: a tie is no
-    evidence of a gain, and every move away from a good policy can cost.
+    evidence of a gain, and every move away from a good policy can cost. A checkpoint whose
+    weights are those of an earlier candidate is that candidate, and is not played again.
     """
-    candidates = {"before": policies.current} | {path.name: path for path in checkpoints}
+    candidates = {"before": policies.current}
+    for path in checkpoints:
+        known = next((n for n, other in candidates.items() if same_weights(path, other)), None)
+        if known is None:
+            candidates[path.name] = path
+        else:
+            place.reporter.say(f"{place.name}: {path.name} has the same weights as {known}")
     total = len(candidates) * len(validation)
     played: dict[str, list[Trajectory]] = {}
     with place.reporter.stage(f"{place.name}/validation", total, "problems") as advance:
@@ -338,7 +346,7 @@ def _choose(
             played[name] = evaluate(path, validation, file, config)
             advance(len(played) * len(validation))
         scores = {name: mean_reward(episodes) for name, episodes in played.items()}
-        best = max(reversed([path.name for path in checkpoints]), key=lambda name: scores[name])
+        best = max(reversed(scores), key=lambda name: scores[name])
         if scores[best] <= scores["before"]:
             best = "before"
         advance(total, figures={"accuracy": scores[best], "before": scores["before"]})

@@ -18,6 +18,7 @@ from learners.preferences import Example, Sample, Selection
 from learners.registry import find_factory, learner_names, register_learner, settings_type
 from learners.settings import LearnerConfig
 from mathenv.errors import ConfigError
+from mathenv.settings import check_settings
 from mathenv.types import Trajectory
 
 __all__ = [
@@ -121,6 +122,7 @@ class BaseLearner:
     controls = 0
     from_demonstrations = False
     unit = "pair"
+    ignores: ClassVar[tuple[str, ...]] = ()  # settings of `Config` without effect (`OURS`: ours)
 
     def __init__(self, config: LearnerConfig) -> None:
         self.config = config
@@ -153,5 +155,6 @@ def make_learner(name: str, config: LearnerConfig | None = None) -> Learner:
         if foreign:
             raise ConfigError(f"{name} has no setting called {', '.join(sorted(foreign))}")
         config = wanted(**given)
+    check_settings(config)  # again, for a `Config` with a `__post_init__` of its own
     learner: Learner = find_factory(name)(config)
     return learner

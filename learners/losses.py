@@ -106,6 +106,16 @@ def off_policy_k3(logps: Tensor, ref_logps: Tensor, start_logps: Tensor) -> Tens
     return rho * (logps - ref_logps - 1) + (ref_logps - start_logps).exp()
 
 
+def preferred(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Return 1 where the chosen side has the higher reward, 1/2 where both are equal, else 0.
+
+    Before the first step the policy is the reference and all rewards are 0: no side is preferred,
+    and the accuracy is that of a coin. TRL counts `chosen > rejected` alone, so its accuracy starts
+    at 0 there.
+    """
+    return ((chosen > rejected).float() + (chosen >= rejected).float()) / 2
+
+
 def implicit_reward(logps: Tensor, ref_logps: Tensor, *, eta: float) -> Tensor:
     """Return `eta * log(pi / pi_ref)`: term (A) of equation 13."""
     return eta * (logps - ref_logps)

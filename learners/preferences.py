@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
 from mathenv.errors import ConfigError, TrainingError
+from mathenv.settings import Count, check_settings
 from mathenv.types import (
     ExecutionStatus,
     FinishReason,
@@ -82,12 +83,13 @@ class PairRules:
             which is an error.
     """
 
-    per_problem: int = 1
+    per_problem: Count = 1
     drop_error_winners: bool = True
-    max_tokens: int = 2048
+    max_tokens: Count = 2048
     truncated: str = "allow"
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.truncated not in _TRUNCATED:
             raise ConfigError(
                 f"truncated is one of {', '.join(_TRUNCATED)}, not {self.truncated!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from learners.shapes import shape_of
 from mathenv.errors import ConfigError, install_hint
 
 
-def require(recipe: Recipe) -> None:
-    """Check data, engine and memory.
+def require(recipe: Recipe, learners: Sequence[str] = ()) -> None:
+    """Check data, engine and memory for `learners`, or for the recipe's own.
 
     Raises:
         ConfigError: something is missing; the message names all of it.
@@ -28,8 +29,8 @@ def require(recipe: Recipe) -> None:
     lacking = [
         *_missing_data(recipe.problems),
         *_missing_engine(recipe.iterate.engine),
-        *_missing_peft(recipe),
-        *_missing_memory(recipe, _memory()),
+        *_missing_peft(recipe, learners),
+        *_missing_memory(recipe, _memory(), learners),
     ]
     if lacking:
         raise ConfigError(
@@ -59,21 +60,23 @@ def _missing_engine(engine: EngineOptions) -> list[str]:
     return found
 
 
-def _missing_peft(recipe: Recipe) -> list[str]:
-    return [PEFT] if any(lacks_peft(config.lora) for config in _configs(recipe)) else []
+def _missing_peft(recipe: Recipe, learners: Sequence[str] = ()) -> list[str]:
+    return [PEFT] if any(lacks_peft(config.lora) for config in _configs(recipe, learners)) else []
 
 
-def _configs(recipe: Recipe) -> tuple[TrainConfig, ...]:
-    return recipe.sft, recipe.methods.get(recipe.learner, Method()).train
+def _configs(recipe: Recipe, learners: Sequence[str]) -> list[TrainConfig]:
+    """Return how each stage trains: SFT, and those of the learners that will run."""
+    methods = [recipe.methods.get(name, Method()) for name in learners or (recipe.learner,)]
+    return [recipe.sft, *(method.train for method in methods)]
 
 
-def _missing_memory(recipe: Recipe, available: float) -> list[str]:
+def _missing_memory(recipe: Recipe, available: float, learners: Sequence[str] = ()) -> list[str]:
     """Compare bytes: weights, gradients and AdamW alone, less than any training needs."""
     try:
         shape = shape_of(recipe)
     except ConfigError:  # a model whose shape is not known is not judged
         return []
-    needed = max(state_bytes(shape, setup_of(config)) for config in _configs(recipe))
+    needed = max(state_bytes(shape, setup_of(config)) for config in _configs(recipe, learners))
     if needed <= available:
         return []
     return [

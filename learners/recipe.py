@@ -20,9 +20,10 @@ from cattrs.gen import make_dict_structure_fn, override
 from cattrs.v import format_exception
 
 from agents.settings import TinyConfig
-from learners.registry import learner_names, settings_type
+from learners.registry import check_used, learner_names, settings_type
 from learners.settings import IterateConfig, LearnerConfig, Method, ReferenceMoves, TrainConfig
 from mathenv.errors import ConfigError, did_you_mean
+from mathenv.settings import Count, CountFrom0, Seed, Share, check_settings
 
 T = TypeVar("T")
 
@@ -49,13 +50,16 @@ class ProblemsConfig:
 
     source: str = "words"
     data: str | None = None
-    demonstrations: int = 1500
+    demonstrations: CountFrom0 = 1500
     demonstration_file: str | None = None
-    direct_share: dict[str, float] = field(default_factory=dict)
-    prompts: int = 900
-    validation: int = 200
-    test: int = 600
-    seed: int = 0
+    direct_share: dict[str, Share] = field(default_factory=dict)
+    prompts: CountFrom0 = 900
+    validation: Count = 200
+    test: Count = 600
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +82,15 @@ class Recipe:
     tiny: TinyConfig = field(default_factory=TinyConfig)
     problems: ProblemsConfig = field(default_factory=ProblemsConfig)
     sft: TrainConfig = field(default_factory=TrainConfig)
-    first_previous: int = 1
+    first_previous: CountFrom0 = 1
     learner: str = "mdpo"
     iterate: IterateConfig = field(default_factory=IterateConfig)
     methods: dict[str, Method] = field(default_factory=dict)
-    threads: int = 2
-    seed: int = 0
+    threads: Count = 2
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def load_recipe(name: str | Path) -> Recipe:
@@ -108,7 +115,37 @@ def load_recipe(name: str | Path) -> Recipe:
                 f"{path}: no learner is called {learner!r}{near}; there are "
                 f"{', '.join(learner_names())}"
             )
+    try:
+        check_effect(recipe)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     return recipe
+
+
+def check_effect(recipe: Recipe) -> None:
+    """Refuse settings that would be read and then do nothing.
+
+    Not part of `Recipe` itself: manifests of runs that had such settings stay readable.
+
+    Raises:
+        ConfigError: naming the setting and what to set instead.
+    """
+    defaults = IterateConfig()
+    seeds = (
+        ("iterate.seed", recipe.iterate.seed != defaults.seed),
+        ("iterate.collect.seed", recipe.iterate.collect.seed != defaults.collect.seed),
+    )
+    for name, is_set in seeds:
+        if is_set:
+            raise ConfigError(
+                f"{name} would have no effect: `seed` of the recipe (or --seeds) fixes every "
+                "random choice of a run"
+            )
+    for name, method in recipe.methods.items():
+        try:
+            check_used(name, method.loss)
+        except ConfigError as error:
+            raise ConfigError(f"methods.{name}.loss: {error}") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -169,7 +206,9 @@ def _converter() -> cattrs.Converter:
     )
     converter.register_structure_hook_func(lambda kind: get_origin(kind) is Literal, _one_of)
     converter.register_structure_hook_func(
-        lambda kind: kind == ReferenceMoves, lambda value, _: value
+        # With its range or, once cattrs has looked at it, without.
+        lambda kind: kind in (ReferenceMoves, int | Literal["last", "first"]),
+        lambda value, _: value,
     )  # `IterateConfig` refuses what is wrong
     methods = dict[str, Method]
     converter.register_structure_hook_func(lambda kind: kind == methods, _methods(converter))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 from learners.settings import (
@@ -27,10 +28,14 @@ _FactoryT = TypeVar("_FactoryT", bound=Factory)
 
 
 class _Ours(NamedTuple):
-    """Where a learner of ours is, MODULE:CLASS, and its settings."""
+    """Where a learner of ours is, MODULE:CLASS, its settings, and those without an effect."""
 
     place: str
     settings: type[LearnerConfig] = LearnerConfig
+    ignores: tuple[str, ...] = ()
+
+
+_NO_PAIRS = ("eta", "nll_coef", "pairs.drop_error_winners")  # nothing is compared with a loser
 
 
 OURS = {
@@ -42,9 +47,9 @@ OURS = {
     "simpo": _Ours("learners.simpo:SimPO", SimPOConfig),
     "dmpo": _Ours("learners.dmpo:DMPO", DMPOConfig),
     "stepdpo": _Ours("learners.stepdpo:StepDPO", StepDPOConfig),
-    "grpo": _Ours("learners.grpo:GRPO", GRPOConfig),
-    "raft": _Ours("learners.raft:RAFT"),
-    "sft": _Ours("learners.sft:SFT"),
+    "grpo": _Ours("learners.grpo:GRPO", GRPOConfig, (*_NO_PAIRS, "pairs.per_problem")),
+    "raft": _Ours("learners.raft:RAFT", ignores=_NO_PAIRS),
+    "sft": _Ours("learners.sft:SFT", ignores=(*_NO_PAIRS, "pairs.per_problem")),
 }
 _REGISTRY: dict[str, Factory] = {}
 
@@ -79,6 +84,27 @@ def settings_type(name: str) -> type[LearnerConfig]:
         return OURS[name].settings
     found: type[LearnerConfig] = getattr(find_factory(name), "Config", LearnerConfig)
     return found
+
+
+def check_used(name: str, config: LearnerConfig) -> None:
+    """Refuse settings of a recipe or command that the learner would ignore.
+
+    Code that gives one configuration to all learners may go on doing so.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    if name in OURS and name not in _REGISTRY:
+        ignored = OURS[name].ignores
+    else:
+        ignored = getattr(find_factory(name), "ignores", ())
+    for path in ignored:
+        read = attrgetter(path)
+        if read(config) != read(type(config)()):
+            raise ConfigError(
+                f"{path} = {read(config)!r} would have no effect: {name} does not use it; leave "
+                "it out"
+            )
 
 
 def find_factory(name: str) -> Factory:

@@ -25,7 +25,14 @@ def batches(examples: Sequence[Example], config: TrainConfig, seed: int) -> Iter
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """Return the rate of a step, counted from 1."""
+    """Return the rate of a step, counted from 1. It is never 0.
+
+    As in transformers' schedules, the peak is the first of the n steps that decay, and the rate
+    would be 0 in the step after the last: step i of them, from 0, has 1 - i / n of the peak
+    (linear), or (1 + cos(pi i / n)) / 2 of it (cosine). Were it 0 in the last step, that step's
+    examples would not be learnt. Unlike there, the warm-up's first step has a rate too. The rates
+    of both schedules sum to lr (steps + 1) / 2, whatever the warm-up.
+    """
     return config.lr * _share(config, step, steps)
 
 
@@ -39,7 +46,7 @@ def _share(config: TrainConfig, step: int, steps: int) -> float:
     warmup = max(1, round(config.warmup * steps))
     if step < warmup:
         return step / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
+    progress = (step - warmup) / (steps - warmup + 1)
     match config.schedule:
         case "constant":
             return 1.0

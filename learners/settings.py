@@ -14,22 +14,25 @@ from agents.settings import EngineOptions, RenderOptions
 from learners.preferences import PairRules
 from mathenv.env import SandboxTier
 from mathenv.errors import ConfigError
+from mathenv.settings import (
+    Count,
+    CountFrom0,
+    NotNegative,
+    Positive,
+    PositiveOrInf,
+    PositiveShare,
+    Seed,
+    Share,
+    ShareBelow1,
+    check_settings,
+)
 
 _SCHEDULES = ("constant", "linear", "cosine")
 _PRECISIONS = ("fp32", "bf16", "fp16")
-_POSITIVE = (
-    "lr",
-    "epochs",
-    "batch_size",
-    "clip_norm",
-    "token_budget",
-    "checkpoints",
-    "processes",
-)
 _AVERAGES = ("sequence", "token")
 _KL = ("mismatched", "on_policy", "none")
 
-ReferenceMoves = int | Literal["last", "first"]
+ReferenceMoves = Count | Literal["last", "first"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +46,12 @@ class LearnerConfig:
         pairs: which trajectories may be used, and how many per problem.
     """
 
-    eta: float = 0.1
-    nll_coef: float = 0.0
+    eta: Positive = 0.1
+    nll_coef: NotNegative = 0.0
     pairs: PairRules = field(default_factory=PairRules)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +62,7 @@ class DMPOConfig(LearnerConfig):
         discount: gamma in (0, 1]; smaller weighs the first turns more.
     """
 
-    discount: float = 0.9
-
-    def __post_init__(self) -> None:
-        if not 0 < self.discount <= 1:
-            raise ConfigError(f"discount lies in (0, 1], not {self.discount}")
+    discount: PositiveShare = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +80,15 @@ class GRPOConfig(LearnerConfig):
         agent: whose samples are on-policy; what others sampled is left out.
     """
 
-    kl_coef: float = 0.0
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    kl_coef: NotNegative = 0.0
+    clip_low: PositiveShare = 0.2
+    clip_high: Positive = 0.2
     scale: bool = True
     average: str = "sequence"
     agent: str = "current"
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.average not in _AVERAGES:
             raise ConfigError(f"average is one of {', '.join(_AVERAGES)}, not {self.average!r}")
 
@@ -106,16 +109,15 @@ class KTOConfig(LearnerConfig):
     """
 
     kl: str = "mismatched"
-    kl_sequences: int = 32
+    kl_sequences: Count = 32
     agent: str = "current"
-    desirable_weight: float = 1.0
-    undesirable_weight: float = 1.0
+    desirable_weight: NotNegative = 1.0
+    undesirable_weight: NotNegative = 1.0
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.kl not in _KL:
             raise ConfigError(f"kl is one of {', '.join(_KL)}, not {self.kl!r}")
-        if self.kl_sequences < 1:
-            raise ConfigError(f"kl_sequences must be positive, not {self.kl_sequences}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +128,8 @@ class SimPOConfig(LearnerConfig):
         gamma: target margin between the two rewards.
     """
 
-    eta: float = 2.0
-    gamma: float = 1.0
+    eta: Positive = 2.0
+    gamma: NotNegative = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ class StepDPOConfig(LearnerConfig):
         shared_turns: how many first turns a pair must have in common at least.
     """
 
-    shared_turns: int = 1
+    shared_turns: CountFrom0 = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,19 +156,14 @@ class LoRA:
         dtype: of the frozen weights in memory; adapters and checkpoints are at least float32.
     """
 
-    rank: int = 0
-    alpha: int = 32
-    dropout: float = 0.0
+    rank: CountFrom0 = 0
+    alpha: Count = 32
+    dropout: ShareBelow1 = 0.0
     targets: tuple[str, ...] = ()
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.rank < 0 or not self.alpha > 0:
-            raise ConfigError(
-                f"LoRA: rank {self.rank} must not be negative, alpha {self.alpha} be positive"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"LoRA: dropout is a share from 0 to 1, not {self.dropout}")
+        check_settings(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +175,8 @@ class TrainConfig:
         epochs: passes over the examples (paper: 1 for preference learning).
         batch_size: examples (pairs, or demonstrations) per optimizer step, over all devices.
         warmup: share of the steps in which the rate rises linearly.
-        schedule: what follows the warm-up: "constant", "linear" or "cosine" to zero.
+        schedule: what follows the warm-up: "constant", or "linear" or "cosine" towards zero, which
+            would be reached one step after the last.
         weight_decay: AdamW's decoupled weight decay, on all weights.
         clip_norm: the gradient is scaled down to this norm where it is larger.
         token_budget: tokens per forward pass and device, padding included; memory grows
@@ -196,35 +194,29 @@ class TrainConfig:
         lora: adapters to train instead of the weights; off by default.
     """
 
-    lr: float = 1e-5
-    epochs: int = 1
-    batch_size: int = 32
-    warmup: float = 0.1
+    lr: Positive = 1e-5
+    epochs: Count = 1
+    batch_size: Count = 32
+    warmup: Share = 0.1
     schedule: str = "cosine"
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    token_budget: int = 8192
-    checkpoints: int = 3
-    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: NotNegative = 0.0
+    clip_norm: PositiveOrInf = 1.0
+    token_budget: Count = 8192
+    checkpoints: Count = 3
+    betas: tuple[ShareBelow1, ShareBelow1] = (0.9, 0.999)
     precision: str = "fp32"
-    recompute_every: int = 0
-    processes: int = 1
+    recompute_every: CountFrom0 = 0
+    processes: Count = 1
     shard: bool = False
     lora: LoRA = field(default_factory=LoRA)
 
     def __post_init__(self) -> None:
+        check_settings(self)
         for name, known in (("schedule", _SCHEDULES), ("precision", _PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ConfigError(
                     f"no {name} is called {getattr(self, name)!r}: there are {', '.join(known)}"
                 )
-        for name in _POSITIVE:
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, not {getattr(self, name)}")
-        if not 0 <= self.warmup <= 1:
-            raise ConfigError(f"warmup is a share of the steps from 0 to 1, not {self.warmup}")
-        if self.recompute_every < 0:
-            raise ConfigError(f"recompute_every is 0 or more layers, not {self.recompute_every}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,9 +255,9 @@ class IterateConfig:
         seed: fixes sampling, pairing and the order of training.
     """
 
-    iterations: int = 3
-    current_samples: int = 20
-    previous_samples: int = 10
+    iterations: Count = 3
+    current_samples: CountFrom0 = 20
+    previous_samples: CountFrom0 = 10
     reference: ReferenceMoves = "last"
     sampling: SamplingParams = field(default_factory=SamplingParams)
     collect: CollectConfig = field(default_factory=CollectConfig)
@@ -274,10 +266,10 @@ class IterateConfig:
     interpreter: Literal["local", "docker"] = "local"
     min_tier: SandboxTier | None = None
     ray: str | None = None
-    workers: int = 2
-    worker_cpus: float = 1.0
-    worker_gpus: float = 0.0
-    seed: int = 0
+    workers: Count = 2
+    worker_cpus: NotNegative = 1.0
+    worker_gpus: NotNegative = 0.0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         every = type(self.reference) is int and self.reference > 0
@@ -286,7 +278,6 @@ class IterateConfig:
                 "reference must be 'last', 'first' or after how many iterations it moves, not "
                 f"{self.reference!r}"
             )
-        if self.iterations < 1 or self.current_samples + self.previous_samples < 1:
-            raise ConfigError("an iterative run needs at least one iteration and one sample")
-        if min(self.current_samples, self.previous_samples) < 0:
-            raise ConfigError("current_samples and previous_samples cannot be negative")
+        check_settings(self)
+        if self.current_samples + self.previous_samples < 1:
+            raise ConfigError("current_samples and previous_samples cannot both be 0")

@@ -18,6 +18,7 @@ from typing import Any
 from agents.base import ChatReply, ChatRequest, Completion, CompletionRequest
 from agents.models.threaded import LoopThread, ThreadedModel, as_infra_error, finish_reason
 from mathenv.errors import ConfigError, InfraError, install_hint
+from mathenv.settings import Count, CountFrom0, Positive, check_settings
 from mathenv.types import FinishReason
 
 try:
@@ -45,13 +46,12 @@ class ServerOptions:
 
     base_url: str
     model: str | None = None
-    timeout: float = 600.0
-    retries: int = 4
-    slots: int | None = None
+    timeout: Positive = 600.0
+    retries: CountFrom0 = 4
+    slots: Count | None = None
 
     def __post_init__(self) -> None:
-        if self.slots is not None and self.slots < 1:
-            raise ConfigError(f"a server needs at least one slot, not {self.slots}")
+        check_settings(self)
 
 
 class OpenAIModel(ThreadedModel):

@@ -24,6 +24,7 @@ from agents.base import Completion, CompletionRequest
 from agents.models.location import check_model
 from agents.models.threaded import ThreadedModel, finish_reason
 from mathenv.errors import ConfigError, InfraError, install_hint
+from mathenv.settings import Count, Positive, PositiveShare, check_settings
 
 _KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 _GIB = 1 << 30
@@ -49,13 +50,16 @@ class VLLMOptions:
     """
 
     dtype: str = "auto"
-    max_sequences: int = 256
-    block_size: int | None = None
-    kv_cache_gib: float | None = None
-    gpu_memory: float = 0.9
-    tensor_parallel: int = 1
-    context: int | None = None
+    max_sequences: Count = 256
+    block_size: Count | None = None
+    kv_cache_gib: Positive | None = None
+    gpu_memory: PositiveShare = 0.9
+    tensor_parallel: Count = 1
+    context: Count | None = None
     eager: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 class VLLMModel(ThreadedModel):

@@ -14,7 +14,7 @@ from statistics import fmean
 from benchmarks.ablation.claims import CLAIMS, Claim
 from benchmarks.ablation.results import Results, is_share, pooled
 from benchmarks.comparison import SIGNIFICANCE
-from benchmarks.metrics import Difference, Outcomes, mcnemar, paired_bootstrap
+from benchmarks.metrics import Difference, Outcomes, mcnemar, paired_difference
 
 FLOOR = 0.05  # where both policies are below it, nothing can be compared
 
@@ -59,9 +59,9 @@ def judge(claim: Claim, results: Results) -> Finding:
     if not seeds:
         return Finding(claim, Verdict.MISSING, _why_missing(claim, results))
     high, low = pooled(better, seeds), pooled(worse, seeds)
-    difference = paired_bootstrap(low, high)
+    difference = paired_difference(low, high)
     sign_p = _sign_test(low, high)
-    steps = [paired_bootstrap(_one(low, i), _one(high, i)).value for i in range(len(seeds))]
+    steps = [paired_difference(_one(low, i), _one(high, i)).value for i in range(len(seeds))]
     means = _mean(high), _mean(low)
     verdict, reason = _verdict(claim, difference, sign_p, steps, means)
     tested = claim.measure in ("test", "ood")

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.ablation.run import FAILED, MEASURED, START, read_config
 from benchmarks.ablation.sft import TAKEN
-from benchmarks.metrics import Estimate, Outcomes, by_problem, cluster_bootstrap, mean_estimate
+from benchmarks.metrics import Estimate, Outcomes, by_problem, cluster_interval, mean_estimate
 from benchmarks.voting import Ballot, pass_at_k
 from mathenv.store import read_object
 
@@ -65,7 +65,7 @@ class Results:
         if not scores:
             return None
         together = pooled(scores, sorted(scores))
-        return (cluster_bootstrap if is_share(measure) else mean_estimate)(together)
+        return (cluster_interval if is_share(measure) else mean_estimate)(together)
 
 
 def load_results(out: Path) -> Results:

@@ -13,7 +13,7 @@ from benchmarks.ablation.document import Block, Heading, Paragraph, Picture, Tab
 from benchmarks.ablation.measure import FEW
 from benchmarks.ablation.results import SFT, Policy, Results, is_share, pooled
 from benchmarks.ablation.variants import BASE, VARIANTS, Variant
-from benchmarks.metrics import Difference, Estimate, mean_estimate, paired_bootstrap
+from benchmarks.metrics import Difference, Estimate, mean_estimate, paired_difference
 from benchmarks.report import interval, percent, points
 
 Draw = Callable[[str, str, Callable[[Path], Path]], Picture]  # name, what it shows, the drawing
@@ -93,7 +93,7 @@ def _difference(results: Results, first: Policy, second: Policy, measure: str) -
     seeds = sorted(set(before) & set(after))
     if not seeds:
         return None
-    return paired_bootstrap(pooled(before, seeds), pooled(after, seeds))
+    return paired_difference(pooled(before, seeds), pooled(after, seeds))
 
 
 def _bounds(change: Difference) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mathenv.settings import Count, Seed, check_settings
+
 
 @dataclass(frozen=True, slots=True)
 class Ablate:
@@ -30,8 +32,11 @@ class Ablate:
 
     out: Path = Path("runs/ablate")
     quick: bool = False
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[Seed, ...] = ()
     only: tuple[str, ...] = ()
-    threads: int = 1
+    threads: Count = 1
     sft: Path | None = None
     page: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)

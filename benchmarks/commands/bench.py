@@ -26,6 +26,7 @@ from mathenv.env import SandboxTier, shared_interpreter
 from mathenv.errors import ConfigError
 from mathenv.interpreter import Limits
 from mathenv.protocol import ProtocolName
+from mathenv.settings import Count, Seed, check_settings
 from mathenv.types import Problem
 
 _SHOWN_MISMATCHES = 20
@@ -72,19 +73,22 @@ class Bench:
     setting: Literal["default", "paper"] = "default"
     data: Path | None = None
     split: str | None = None
-    limit: int | None = None
-    n: int = 1
+    limit: Count | None = None
+    n: Count = 1
     greedy: bool = True
     out: Path | None = None
-    horizon: int | None = None
+    horizon: Count | None = None
     protocol: ProtocolName | None = None
     say_empty: bool = False
     policy: Literal["strict", "paper", "math_verify"] | None = None
-    concurrency: int = 32
-    seed: int = 0
+    concurrency: Count = 32
+    seed: Seed = 0
     interpreter: InterpreterName = "local"
     min_tier: SandboxTier | None = None
     who: AgentOptions = field(default_factory=AgentOptions)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def run(self) -> None:
         """Run the suites one after another and print one table."""

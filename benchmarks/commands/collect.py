@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,6 +42,7 @@ from mathenv.grading import STRICT
 from mathenv.interpreter import Limits
 from mathenv.manifest import environment
 from mathenv.protocol import ProtocolName
+from mathenv.settings import Count, NotNegative, PositiveOrInf, Seed, check_settings
 from mathenv.store import FILE_NAME, TrajectoryStore, write_atomic
 from mathenv.types import Problem
 
@@ -99,27 +100,39 @@ class Collect:
     out: Path
     data: Path | None = None
     split: str = "train"
-    limit: int | None = None
-    n: int = 1
+    limit: Count | None = None
+    n: Count = 1
     mixture: Path | None = None
-    horizon: int = 6
+    horizon: Count = 6
     protocol: ProtocolName = "lenient"
     say_empty: bool = False
-    concurrency: int = 128
-    threads: int = 4
-    turn_seconds: float = 1800.0
-    trajectory_seconds: float = 7200.0
-    seed: int = 0
+    concurrency: Count = 128
+    threads: Count = 4
+    turn_seconds: PositiveOrInf = 1800.0
+    trajectory_seconds: PositiveOrInf = 7200.0
+    seed: Seed = 0
     interpreter: InterpreterName = "local"
     min_tier: SandboxTier | None = None
     ray: str | None = None
-    workers: int = 2
-    worker_cpus: float = 1.0
-    worker_gpus: float = 0.0
+    workers: Count = 2
+    worker_cpus: NotNegative = 1.0
+    worker_gpus: NotNegative = 0.0
     who: AgentOptions = field(default_factory=AgentOptions)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def _check_ray(self) -> None:
+        """Refuse settings of workers where there are none."""
+        for option in fields(self):
+            of_workers = option.name.startswith("worker")
+            if of_workers and self.ray is None and getattr(self, option.name) != option.default:
+                flag = f"--{option.name.replace('_', '-')}"
+                raise ConfigError(f"{flag} needs --ray: without it this process plays alone")
 
     def run(self) -> None:
         """Collect, then print one line about what there is."""
+        self._check_ray()
         suite = find_suite(self.suite, self.split)
         problems = suite.load(data=self.data, limit=self.limit)
         members = [(self.who, self.n)]

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from agents.rollout import read_collected
+from benchmarks.comparable import Setting, check_comparable, settings_that_differ
 from benchmarks.comparison import Comparison, compare_runs
 from benchmarks.console import ResultConsole
 from benchmarks.report import (
@@ -23,16 +24,17 @@ from benchmarks.results import FILE, BenchResult, read_result
 from benchmarks.runner import regraded
 from mathenv.errors import ConfigError
 from mathenv.files import check_writable
+from mathenv.settings import Seed, check_settings
 from mathenv.store import write_atomic
 from mathenv.types import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """Compare two benchmark runs problem by problem: McNemar's test and a paired bootstrap.
+    """Compare two benchmark runs problem by problem, with an exact test and an interval.
 
-    Prints one line per suite and says in a sentence what it shows. McNemar's exact test is for
-    one sample per problem; with several the bootstrap over problems decides.
+    Prints one line per suite and says in a sentence what it shows. Runs that differ in what they
+    should share (problems, samples, temperature, horizon, prompt, grading, ...) are refused.
 
     Args:
         first: folder of a run that `mathenv bench` wrote for one suite, or a folder of such
@@ -40,15 +42,22 @@ class Compare:
         second: the run, or runs, that is measured against it.
         policy: score both runs under this grading policy. Left out: the one they were scored
             with, which must be the same.
+        despite: settings that may differ, by the names that a refusal gives them: problems,
+            samples, horizon, protocol, grading, interpreter, limits, temperature, top_p,
+            max_turn_tokens, max_tokens, prompt, template.
         out: also write the comparison to this folder, as comparison.json, .md and .tex.
-        seed: of the bootstrap.
+        seed: of the bootstrap, where there are problems enough for one.
     """
 
     first: Annotated[Path, tyro.conf.Positional]
     second: Annotated[Path, tyro.conf.Positional]
     policy: Literal["strict", "paper", "math_verify"] | None = None
+    despite: tuple[str, ...] = ()
     out: Path | None = None
-    seed: int = 0
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def run(self) -> None:
         """Compare suite by suite, print the table and the sentences."""
@@ -61,6 +70,9 @@ class Compare:
                 f"{self.first} has {', '.join(before)} and {self.second} has {', '.join(after)}: "
                 "no suite is in both"
             )
+        differing = {suite: self._differing(before[suite], after[suite]) for suite in suites}
+        for found in differing.values():
+            check_comparable(found, self.despite)
         compared = [(suite, self._compare(before[suite], after[suite])) for suite in suites]
         console = ResultConsole()
         console.print(comparison_table(compared))
@@ -68,16 +80,17 @@ class Compare:
             console.say(f"{suite}: {comparison.sentence()}")
             if comparison.unshared:
                 console.say(f"  {comparison.unshared} problems count in one run only: left out")
+            for setting in differing[suite]:
+                console.say(f"  the runs differ in {setting}")
         if self.out is not None:
             write_comparison(self.out, compared)
             console.say(f"written: {self.out}")
 
+    def _differing(self, first: BenchResult, second: BenchResult) -> list[Setting]:
+        found = settings_that_differ(first, second)
+        return [s for s in found if s.name != "grading" or self.policy is None]
+
     def _compare(self, first: BenchResult, second: BenchResult) -> Comparison:
-        if self.policy is None and first.policy["digest"] != second.policy["digest"]:
-            raise ConfigError(
-                f"{first.folder} was scored with the policy {first.policy['name']} and "
-                f"{second.folder} with {second.policy['name']}: choose one for both with --policy"
-            )
         return compare_runs(
             self._episodes(first),
             self._episodes(second),

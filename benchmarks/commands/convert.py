@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mathenv.settings import Count, check_settings
+
 
 @dataclass(frozen=True, slots=True)
 class Convert:
@@ -38,7 +40,10 @@ class Convert:
     ]
     model: str
     out: Path
-    horizon: int = 6
+    horizon: Count = 6
     keep_wrong: bool = False
-    limit: int | None = None
+    limit: Count | None = None
     dialect: str | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)

@@ -15,6 +15,7 @@ from learners.interchange import Format, Row, kto_row, openai_row, trajectories_
 from learners.preferences import PairRules, preference_pairs
 from mathenv.errors import ConfigError, DataError
 from mathenv.problems.files import read_file
+from mathenv.settings import Count, Seed, check_settings
 from mathenv.store import TrajectoryStore, read_trajectories, write_atomic
 from mathenv.types import Trajectory
 
@@ -37,8 +38,11 @@ class Export:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     out: Path
     format: Format = "openai"
-    pairs: int = 1
-    seed: int = 0
+    pairs: Count = 1
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def run(self) -> None:
         """Read, convert and write the file at once."""
@@ -86,6 +90,8 @@ class Import:
     def run(self) -> None:
         """Convert every row, then write: a bad row leaves no half of a file."""
         rows = [row.fields for row in read_file(self.file)]
+        if not rows:
+            raise DataError(f"{self.file} is empty: there is nothing to import")
         try:
             trajectories = list(trajectories_from(rows))
         except DataError as error:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from benchmarks.console import ResultConsole
 from benchmarks.progress import Advance, ConsoleReporter
-from mathenv.errors import DataError
+from mathenv.errors import ConfigError, DataError
 from mathenv.grading.agreement import Agreement, Case, Tally, measure_agreement, read_cases
 from mathenv.grading.batch import iter_grades
 from mathenv.grading.policy import GradePolicy, find_policy
@@ -24,6 +24,7 @@ from mathenv.grading.validate import accepted_perturbations, self_match
 from mathenv.problems.files import Row as RawRow
 from mathenv.problems.files import file_suffix, read_file
 from mathenv.problems.jsonl import reference_answer
+from mathenv.settings import Count, check_settings
 from mathenv.store import FILE_NAME, from_json, to_json
 from mathenv.types import Grade, Trajectory
 
@@ -53,15 +54,28 @@ class GradeCommand:
     file: Annotated[Path, tyro.conf.Positional]
     policy: str = "strict"
     out: Path | None = None
-    workers: int | None = None
+    workers: Count | None = None
     agreement: bool = False
     self_match: bool = False
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
     def run(self) -> None:
         """Grade, print the summary, write the file."""
+        if self.agreement and self.self_match:
+            raise ConfigError("--agreement and --self-match are two measurements: choose one")
+        if self.out is not None and (self.agreement or self.self_match):
+            raise ConfigError("--out holds graded rows: not with --agreement or --self-match")
+        if self.agreement and self.policy != "strict":
+            raise ConfigError(
+                "--agreement grades each case under its own policy: leave out --policy"
+            )
         policy = find_policy(self.policy)
         file = _file(self.file)
         console, total = ResultConsole(), _count_lines(file)
+        if not total:
+            raise DataError(f"{file} is empty: there is nothing to grade")
         with ConsoleReporter().stage(f"grade {self.file.name}", total, "rows") as advance:
             if self.agreement:
                 views = list(_agreement_views(_measure(file, advance)))

@@ -11,6 +11,7 @@ import tyro
 from benchmarks.agent_options import InterpreterName
 from learners.recipe import Recipe, load_recipe
 from mathenv.env import SandboxTier
+from mathenv.settings import Seed, check_settings
 
 _DEFAULT_RECIPE = "tiny"
 
@@ -39,13 +40,16 @@ class Iterate:
     recipe: str = _DEFAULT_RECIPE
     out: Path = Path("runs/iterate")
     learners: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[Seed, ...] = ()
     interpreter: InterpreterName | None = None
     min_tier: SandboxTier | None = None
     wandb: bool = False
     settings: Annotated[Recipe, tyro.conf.arg(name="")] = field(
         default_factory=lambda: load_recipe(_DEFAULT_RECIPE)
     )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @classmethod
     def defaults(cls, words: list[str]) -> Iterate:
@@ -75,7 +79,10 @@ class Demo:
     """
 
     out: Path = Path("runs/demo")
-    seed: int = 0
+    seed: Seed = 0
     interpreter: InterpreterName = "local"
     min_tier: SandboxTier | None = None
     wandb: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import tyro
 
+from mathenv.settings import Count, check_settings
+
 
 @dataclass(frozen=True, slots=True)
 class PlanCommand:
@@ -26,5 +28,8 @@ class PlanCommand:
     recipe: Annotated[str, tyro.conf.Positional]
     gpus: str
     learner: str | None = None
-    interpreter_cores: int | None = None
+    interpreter_cores: Count | None = None
     json: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)

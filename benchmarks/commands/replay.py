@@ -26,6 +26,7 @@ from mathenv.errors import ConfigError
 from mathenv.files import check_writable
 from mathenv.interpreter import Interpreter, Limits
 from mathenv.manifest import environment
+from mathenv.settings import Count, CountFrom0, Positive, Seed, check_settings
 from mathenv.store import write_atomic
 
 
@@ -50,18 +51,21 @@ class Replay:
     """
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    limit: int | None = None
-    seed: int = 0
-    cell_seconds: float = 20.0
+    limit: Count | None = None
+    seed: Seed = 0
+    cell_seconds: Positive = 20.0
     interpreter: InterpreterName = "local"
-    sessions: int = 2
-    show: int = 0
+    sessions: Count = 2
+    show: CountFrom0 = 0
     json: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def run(self) -> None:
         """Replay the files one after another and print one table."""
-        if self.sessions < 1 or self.cell_seconds <= 0 or not self.files:
-            raise ConfigError("give at least one file, --sessions >= 1 and --cell-seconds > 0")
+        if not self.files:
+            raise ConfigError("nothing to replay: name a .jsonl file of recorded runs")
         if self.json is not None:
             check_writable(self.json)
         recorded = {file.name: self._draw(read_runs(file)) for file in self.files}

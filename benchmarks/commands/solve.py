@@ -22,6 +22,7 @@ from mathenv.env import SandboxTier, shared_interpreter
 from mathenv.errors import ConfigError
 from mathenv.interpreter import Limits
 from mathenv.protocol import ProtocolName
+from mathenv.settings import Count, CountFrom0, Seed, check_settings
 from mathenv.store import TrajectoryStore, read_trajectories
 from mathenv.types import Problem, TokenRecord
 
@@ -39,7 +40,7 @@ class Solve:
         suite: gsm8k, math, words, words_ood, or the path of a .jsonl file.
         data: folder with the suite's rows, as in `mathenv bench`.
         split: which split of the suite (default: test).
-        index: which problem of the suite, counted from 0.
+        index: which problem of the suite, counted from 0 (default: the first).
         problem_id: which problem of the suite, by its id.
         out: keep the trajectory in this .jsonl file or folder.
         horizon: most turns. Raised for the oracle where the solution needs more.
@@ -57,16 +58,19 @@ class Solve:
     suite: str = "words"
     data: Path | None = None
     split: str | None = None
-    index: int = 0
+    index: CountFrom0 | None = None
     problem_id: str | None = None
     out: Path | None = None
-    horizon: int = 6
+    horizon: Count = 6
     protocol: ProtocolName = "lenient"
     say_empty: bool = False
-    seed: int = 0
+    seed: Seed = 0
     interpreter: InterpreterName = "local"
     min_tier: SandboxTier | None = None
     who: AgentOptions = field(default_factory=AgentOptions)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def run(self) -> None:
         """Print the question, each turn, each output and the verdict."""
@@ -96,7 +100,23 @@ class Solve:
             *_, trajectory = read_trajectories(Path(out))
             console.print(verdict_text(trajectory))
 
+    def _check_one(self) -> None:
+        """Refuse two ways of naming the problem: one would be ignored."""
+        if self.question is None:
+            if self.answer is not None:
+                raise ConfigError("--answer belongs to --question")
+            if self.problem_id is not None and self.index is not None:
+                raise ConfigError("--index and --problem-id name two problems: leave one out")
+            return
+        if not self.question.strip():
+            raise ConfigError("--question is empty: write the problem in it")
+        others = {"--index": self.index, "--problem-id": self.problem_id, "--split": self.split}
+        given = [flag for flag, value in (others | {"--data": self.data}).items() if value]
+        if given:
+            raise ConfigError(f"--question is the problem: leave out {', '.join(given)}")
+
     def _problem(self) -> Problem:
+        self._check_one()
         if self.question is not None:
             if self.who.agent == "oracle" and self.answer is None:
                 raise ConfigError(
@@ -104,8 +124,6 @@ class Solve:
                     "--agent transformers --model DIR"
                 )
             return Problem("question", self.question, self.answer or "", source="question")
-        if self.answer is not None:
-            raise ConfigError("--answer belongs to --question")
         problems = find_suite(self.suite, self.split).load(data=self.data)
         if self.problem_id is not None:
             found = [problem for problem in problems if problem.id == self.problem_id]
@@ -115,9 +133,10 @@ class Solve:
                     f"{problems[0].id!r}"
                 )
             return found[0]
-        if not 0 <= self.index < len(problems):
-            raise ConfigError(f"--index must lie in 0 to {len(problems) - 1}, got {self.index}")
-        return problems[self.index]
+        index = self.index or 0
+        if index >= len(problems):
+            raise ConfigError(f"--index must lie in 0 to {len(problems) - 1}, got {index}")
+        return problems[index]
 
 
 class Watched:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from itertools import dropwhile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
 from learners.registry import learner_names, settings_type
 from learners.settings import LearnerConfig, TrainConfig
+from mathenv.settings import Seed, check_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,7 @@ class TrainCommand:
 
     Args:
         learner: mdpo, mkto, dpo, kto, ipo, simpo, dmpo, stepdpo, grpo, raft, sft, or the
-            name of an installed learner. Its own settings are flags: put it before them.
+            name of an installed learner. Its own settings are flags.
         trajectories: .jsonl files or the folders that `mathenv collect` wrote.
         policy: model folder to start from.
         out: folder for the checkpoints (step-N) and metrics.jsonl.
@@ -43,16 +46,20 @@ class TrainCommand:
     policy: str
     out: Path
     reference: str | None = None
-    seed: int = 0
+    seed: Seed = 0
     dialect: str | None = None
     wandb: bool = False
     loss: LearnerConfig = field(default_factory=LearnerConfig)
     optim: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
     @classmethod
     def defaults(cls, words: list[str]) -> TrainCommand:
         """Return what flags override: the settings that the named learner has."""
-        name = next((word for word in words if word in learner_names()), None)
+        word = first_positional(words, _arities(cls))
+        name = word if word in learner_names() else None
         missing: Any = tyro.MISSING
         return cls(
             learner=missing,
@@ -61,3 +68,42 @@ class TrainCommand:
             out=missing,
             loss=settings_type(name)() if name else LearnerConfig(),
         )
+
+
+def first_positional(words: Sequence[str], arities: Mapping[str, int | None]) -> str | None:
+    """Return the first word that is no flag and no flag's value, None where there is none.
+
+    Args:
+        arities: values that a flag takes, None: all up to the next flag. A flag that is not
+            here takes one.
+    """
+    left = iter(words)
+    for word in left:
+        if not word.startswith("--"):
+            return word
+        name, _, value = word.partition("=")
+        arity = 0 if value else arities.get(name.replace("_", "-"), 1)
+        if arity is None:
+            left = dropwhile(lambda later: not later.startswith("--"), left)
+            return first_positional(list(left), arities)
+        for _ in range(arity):
+            next(left, None)
+    return None
+
+
+def _arities(kind: Any) -> dict[str, int | None]:
+    """Return how many values the flags of a dataclass take, those of all learners' too."""
+    found: dict[str, int | None] = {}
+    kinds = [kind, *map(settings_type, learner_names())]
+    while kinds:
+        here = kinds.pop()
+        for name, hint in get_type_hints(here).items():
+            flag = name.replace("_", "-")
+            if is_dataclass(hint):
+                kinds.append(hint)
+            elif hint is bool:
+                found |= {f"--{flag}": 0, f"--no-{flag}": 0}
+            elif get_origin(hint) is tuple:
+                arguments = get_args(hint)
+                found[f"--{flag}"] = None if Ellipsis in arguments else len(arguments)
+    return found

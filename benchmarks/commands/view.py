@@ -13,6 +13,7 @@ from benchmarks.console import ResultConsole
 from benchmarks.pages.data import PageOptions
 from benchmarks.pages.page import write_report
 from benchmarks.progress import ConsoleReporter
+from mathenv.settings import Count, CountFrom0, check_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,12 @@ class View:
     path: Annotated[Path, tyro.conf.Positional]
     out: Path | None = None
     open: bool = True
-    limit: int = 20_000
-    ratios: int = 64
+    limit: Count = 20_000
+    ratios: CountFrom0 = 64
     tokenizer: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def run(self) -> None:
         """Write the page, say where it is and how large, and open it."""

@@ -25,7 +25,7 @@ from benchmarks.pages.sources import RunFiles, SeedFolder, Source, find_run, rea
 from benchmarks.pages.tables import Stage, Table
 from benchmarks.progress import Advance
 from benchmarks.results import read_result
-from mathenv.errors import ConfigError
+from mathenv.settings import Count, CountFrom0, check_settings
 from mathenv.types import Trajectory
 
 FORMAT = 1
@@ -43,13 +43,12 @@ class PageOptions:
         tokenizer: folder with tokenizer.json, for trajectories whose run does not hold it.
     """
 
-    limit: int = 20_000
-    ratios: int = 64
+    limit: Count = 20_000
+    ratios: CountFrom0 = 64
     tokenizer: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.limit < 1 or self.ratios < 0:
-            raise ConfigError("a page needs a limit of at least 1 and ratios of at least 0")
+        check_settings(self)
 
 
 @dataclass(frozen=True, slots=True)

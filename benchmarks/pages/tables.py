@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.comparison import p_text
-from benchmarks.metrics import Estimate, Outcomes, paired_bootstrap, pass_at_1
+from benchmarks.metrics import Estimate, Outcomes, paired_difference, pass_at_1
 from benchmarks.report import interval, percent, points
 from benchmarks.results import BenchResult
 
@@ -44,7 +44,7 @@ def _stage_row(stage: Stage, first: Stage) -> list[str]:
     row = [stage.name, str(score.n), percent(score.value), interval(score)]
     if stage is first:
         return [*row, "", "", "", str(stage.excluded)]
-    gain = paired_bootstrap(first.outcomes, stage.outcomes)
+    gain = paired_difference(first.outcomes, stage.outcomes)
     p = p_text(gain.p_value).removeprefix("p ").removeprefix("= ")
     bounds = f"{points(gain.low)} to {points(gain.high)}"
     return [*row, points(gain.value), bounds, p, str(stage.excluded)]

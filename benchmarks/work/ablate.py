@@ -17,11 +17,9 @@ def run(command: Ablate) -> None:
     if command.page is not None:
         console.say(f"written: {', '.join(map(str, write_pages(command.out, command.page)))}")
         return
-    if command.threads < 1:
-        raise ConfigError(f"--threads must be at least 1, not {command.threads}")
     seeds = command.seeds or ((0,) if command.quick else (0, 1, 2))
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ConfigError("--seeds are different numbers from 0 on")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError("--seeds: a seed is named twice")
     sizes = QUICK if command.quick else Sizes()
     variants = chosen(command.only)
     recipe = base_recipe(sizes, quick=command.quick, threads=command.threads)

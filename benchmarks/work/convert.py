@@ -10,7 +10,7 @@ from agents.settings import RenderOptions
 from benchmarks.commands.convert import Convert
 from benchmarks.console import ResultConsole
 from mathenv import grading
-from mathenv.errors import ConfigError
+from mathenv.errors import ConfigError, DataError
 from mathenv.problems.files import read_file
 from mathenv.store import TrajectoryStore
 
@@ -19,6 +19,8 @@ def run(command: Convert) -> None:
     """Convert, then print what was kept and why the rest was not."""
     if not command.file.is_file():
         raise ConfigError(f"{command.file} is not a file")
+    if not command.file.stat().st_size:
+        raise DataError(f"{command.file} is empty: there is nothing to convert")
     renderer = RenderOptions(command.dialect).renderer(load_tokenizer(command.model))
     converter = Converter(
         command.source, renderer, horizon=command.horizon, keep_wrong=command.keep_wrong

@@ -15,21 +15,28 @@ from benchmarks.tracking import WandbReporter, check_login
 from benchmarks.transcript import compare, improved
 from learners.learner import make_learner
 from learners.preflight import require
-from learners.recipe import Recipe
+from learners.recipe import Recipe, check_effect
 from learners.reporter import Reporter
+from learners.settings import Method
+from mathenv.errors import ConfigError
 
 
 def run(command: Iterate) -> None:
     """Run or resume, print the final table and where everything is."""
     started = time.monotonic()
     learners = command.learners or (command.settings.learner,)
-    for name in learners:
-        make_learner(name)  # a wrong name is an error now, not after an hour
     recipe = _recipe(command)
+    check_effect(recipe)
+    seeds = command.seeds or (recipe.seed,)
+    for flag, given in (("--learners", learners), ("--seeds", seeds)):
+        twice = [value for value in given if given.count(value) > 1]
+        if twice:
+            raise ConfigError(f"{flag} names {twice[0]} twice: each is run once")
+    for name in learners:  # what is wrong is an error now, not after an hour
+        make_learner(name, recipe.methods.get(name, Method()).loss)
     if command.wandb:
         check_login()
-    require(recipe)
-    seeds = command.seeds or (recipe.seed,)
+    require(recipe, learners)
     reporter: Reporter = LearningReporter()
     if command.wandb:
         reporter = WandbReporter(reporter, command.out, recipe)
@@ -70,6 +77,6 @@ def _show(runs: list[LearnerRun], out: Path, seconds: float) -> None:
         title = f"{run.learner}, seed {run.seed}: greedy pass@1 on the test problems"
         console.print(stage_table(stage_rows(run.stages), title))
     console.print(
-        f"{seconds:.0f} s. In {out}: report.html, results.md, results.json, curve.png",
+        f"{seconds:.0f} s. In {out}: report.html, results.md, experiment.json, curve.png",
         highlight=False,
     )

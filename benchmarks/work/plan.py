@@ -19,8 +19,6 @@ from mathenv.errors import ConfigError
 
 def run(command: PlanCommand) -> None:
     """Print the plan; refuse what cannot fit."""
-    if command.interpreter_cores is not None and command.interpreter_cores < 1:
-        raise ConfigError("interpreter-cores must be at least 1")
     count, device = parse_gpus(command.gpus)
     recipe = load_recipe(command.recipe)
     plan = make_plan(

@@ -17,9 +17,10 @@ from benchmarks.tracking import WandbReporter, check_login
 from learners.learner import Learner, make_learner
 from learners.parallel import Devices
 from learners.preferences import Example, Selection, why_none
+from learners.registry import check_used
 from learners.reporter import Reporter
 from learners.train import Stage, train
-from mathenv.errors import ConfigError, TrainingError
+from mathenv.errors import ConfigError, DataError, TrainingError
 from mathenv.files import writing
 from mathenv.store import read_trajectories, write_atomic
 from mathenv.types import Trajectory
@@ -28,12 +29,18 @@ from mathenv.types import Trajectory
 def run(command: TrainCommand) -> None:
     """Select examples, say which, train, and print the checkpoints."""
     learner = make_learner(command.learner, command.loss)
+    check_used(command.learner, command.loss)
+    if command.reference is not None and not learner.uses_reference:
+        raise ConfigError(f"{command.learner} has no reference model: leave out --reference")
     for model in filter(None, (command.policy, command.reference)):
         check_model(model)  # a wrong name is an error now, not after the data are read
     if command.wandb:
         check_login()
     policy = Path(command.policy)
     stored = [t for path in command.trajectories for t in read_trajectories(path)]
+    if not stored:
+        files = ", ".join(map(str, command.trajectories)) or "--trajectories"
+        raise DataError(f"no trajectory in {files}: there is nothing to train on")
     trajectories = tokenized(_distinct(stored), learner, policy, command.dialect)
     examples, selection = learner.examples(trajectories, seed=command.seed)
     devices = Devices()

@@ -273,7 +273,7 @@ def test_a_server_is_sent_no_more_requests_at_once_than_it_has_slots(tiny, tmp_p
         assert len(store) == 12
         engine.close()
     assert most == 3
-    with pytest.raises(ConfigError, match="at least one slot, not 0"):
+    with pytest.raises(ConfigError, match="slots must be at least 1, not 0"):
         ServerOptions("http://localhost/v1", slots=0)
 
 

@@ -236,7 +236,7 @@ def test_one_name_for_two_is_refused(tmp_path):
     ],
 )
 def test_settings_that_cannot_be_are_refused(field, value):
-    with pytest.raises(ConfigError, match=r"at least 1|more than 0|cannot be negative"):
+    with pytest.raises(ConfigError, match=r"at least [01]|more than 0"):
         CollectConfig(**{field: value})
 
 

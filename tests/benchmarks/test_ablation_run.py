@@ -364,7 +364,7 @@ def test_a_page_needs_results_and_a_markdown_name(world, tmp_path):
     ("words", "message"),
     [
         (("--only", "etas"), "no group is called 'etas': there are main, reference"),
-        (("--threads", "0"), "--threads must be at least 1"),
+        (("--threads", "0"), "threads must be at least 1"),
         (("--seeds", "1", "1"), "--seeds are different numbers"),
         (("--page", "page.md"), "holds no ablations"),
     ],

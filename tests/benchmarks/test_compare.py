@@ -9,8 +9,9 @@ import pytest
 from agents.scripted import OracleAgent, ReplayAgent
 from benchmarks import cli
 from benchmarks.commands.compare import Compare, find_runs
+from benchmarks.comparable import check_comparable, settings_that_differ
 from benchmarks.comparison import compare_runs
-from benchmarks.metrics import mcnemar, outcomes, paired_bootstrap
+from benchmarks.metrics import mcnemar, outcomes, paired_difference
 from benchmarks.results import read_result
 from benchmarks.runner import run_bench
 from benchmarks.suites import Suite, find_suite
@@ -29,12 +30,12 @@ def test_the_numbers_are_those_of_the_tests(make_trajectory) -> None:
     second = runs(make_trajectory, "0" + "1" * 13 + "0" * 6)
     result = compare_runs(first, second, names=("sft", "mdpo"))
     assert (result.gained, result.lost, result.unshared) == (10, 1, 0)
-    assert result.difference == paired_bootstrap(outcomes(first), outcomes(second))
+    assert result.difference == paired_difference(outcomes(first), outcomes(second))
     assert result.mcnemar == mcnemar(outcomes(first), outcomes(second))
-    assert result.p_value == result.mcnemar
+    assert result.p_value == pytest.approx(result.mcnemar)
     assert result.decided
     assert result.sentence() == (
-        "On the same 20 problems mdpo scores 45.0 points more than sft (95% bootstrap interval "
+        "On the same 20 problems mdpo scores 45.0 points more than sft (95% interval "
         f"{100 * result.difference.low:+.1f} to {100 * result.difference.high:+.1f}, "
         "McNemar's exact test p = 0.012): more than chance explains."
     )
@@ -54,18 +55,26 @@ def test_a_small_difference_is_not_sold(make_trajectory) -> None:
 
 
 def test_an_interval_that_the_test_denies_is_said(make_trajectory) -> None:
-    """Four of 1,319 gained and none lost: the bootstrap excludes 0, McNemar's test does not."""
-    first = runs(make_trajectory, "0" * 1319, of=1319)
-    result = compare_runs(first, runs(make_trajectory, "1111" + "0" * 1315, of=1319))
+    """Nine of 20 gained and two lost: the interval excludes 0, McNemar's test does not."""
+    first = runs(make_trajectory, "11" + "0" * 18)
+    result = compare_runs(first, runs(make_trajectory, "00" + "1" * 9 + "0" * 9))
     assert result.difference.low > 0
-    assert result.mcnemar == 0.125
+    assert result.mcnemar == result.p_value == pytest.approx(0.0654, abs=1e-4)
     assert not result.decided
     assert result.sentence() == (
-        "On the same 1,319 problems the second run scores 0.3 points more than the first run "
-        f"(95% bootstrap interval +0.1 to {100 * result.difference.high:+.1f}, McNemar's exact "
-        "test p = 0.125): interval and test do not agree (4 problems differ), and chance alone may "
-        "explain it, so these runs do not show which is better."
+        "On the same 20 problems the second run scores 35.0 points more than the first run "
+        f"(95% interval +{100 * result.difference.low:.1f} to {100 * result.difference.high:+.1f}, "
+        "McNemar's exact test p = 0.065): interval and test do not agree (11 problems differ), and "
+        "chance alone may explain it, so these runs do not show which is better."
     )
+
+
+def test_few_problems_gained_are_no_evidence(make_trajectory) -> None:
+    """Four of 1,319 gained and none lost, which a bootstrap would have called certain."""
+    first = runs(make_trajectory, "0" * 1319, of=1319)
+    result = compare_runs(first, runs(make_trajectory, "1111" + "0" * 1315, of=1319))
+    assert result.difference.low < 0 < result.difference.high
+    assert result.mcnemar == 0.125
 
 
 @pytest.mark.parametrize("lost", range(4))
@@ -148,7 +157,7 @@ def test_runs_scored_differently_are_not_compared(bench: Path, tmp_path: Path) -
     suite = Suite("own", str(bench / "own.jsonl"))
     paper = run_bench(suite, OracleAgent, tmp_path / "own-oracle", policy="paper")
     assert paper.policy["name"] == "paper"
-    with pytest.raises(ConfigError, match=r"policy strict and .* with paper: choose one"):
+    with pytest.raises(ConfigError, match=r"grading: strict .* against paper"):
         Compare(bench / "a", tmp_path / "own-oracle").run()
 
 
@@ -180,7 +189,84 @@ def test_tables_of_several_runs(bench: Path, capsys) -> None:
         cli.main(["tables", str(bench / "a"), str(bench / "b" / "own-factor")])
     page = capsys.readouterr().out
     assert page.splitlines()[0].startswith("| suite | agent | problems | pass@1 |")
-    assert "| own | factor | 12 | 25.0% | 8.9 to 53.2 |" in page
+    assert "| own | factor | 12 | 25.0% | 6.8 to 53.2 |" in page
     with pytest.raises(SystemExit):
         cli.main(["tables", str(bench / "a"), "--format", "latex"])
     assert capsys.readouterr().out.startswith("\\begin{tabular}{lrrrrrr}\n\\toprule\nsuite & ")
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "environment"),
+    [
+        ("samples", {"samples": 8}, {}),
+        ("horizon", {"horizon": 3}, {}),
+        ("problems", {"problems_sha256": "0123"}, {}),
+        ("problems", {"split": "train"}, {}),
+        ("protocol", {"protocol": "paper"}, {}),
+        ("temperature", {"agent": {"sampling": {"temperature": 1.0}}}, {}),
+        ("top_p", {"agent": {"sampling": {"top_p": 0.9}}}, {}),
+        ("max_tokens", {"agent": {"sampling": {"max_tokens": 99}}}, {}),
+        ("prompt", {"agent": {"system": "Think."}}, {}),
+        ("prompt", {"agent": {"instruction": "Think."}}, {}),
+        ("template", {"agent": {"tokenizer": "other"}}, {}),
+        ("interpreter", {}, {"interpreter": {"host": "docker"}}),
+        ("limits", {}, {"limits": {"cell_seconds": 1.0}}),
+    ],
+)
+def test_what_runs_should_share_is_refused_by_name(bench, name, config, environment) -> None:
+    oracle = read_result(bench / "a" / "own-oracle")
+    sampling = {"temperature": 0.0, "top_p": 1.0, "max_turn_tokens": 512, "max_tokens": 2048}
+    agent = {"kind": "LLMAgent", "sampling": sampling, "tokenizer": "t"}
+    known = {**oracle.config, "agent": agent, "protocol": "own"}
+    first = replace(oracle, config=known)
+    assert settings_that_differ(first, first) == []
+    changed = {**known, **config}
+    if "agent" in config:
+        inner = config["agent"]
+        changed["agent"] = {**agent, **inner}
+        changed["agent"]["sampling"] = {**sampling, **inner.get("sampling", {})}
+    second = replace(first, config=changed, environment={**oracle.environment, **environment})
+    found = settings_that_differ(first, second)
+    assert [setting.name for setting in found if setting.matters] == [name]
+    with pytest.raises(ConfigError, match=rf"{name}: .* against .*--despite {name}$"):
+        check_comparable(found, ())
+    check_comparable(found, (name,))
+    # One side of an earlier version, which did not record it: said, and no reason to refuse.
+    del changed["agent"], known["agent"]
+    blank = {k: v for k, v in second.environment.items() if k in ("packages",)}
+    unknown = settings_that_differ(replace(first, environment=blank), second)
+    assert all("not recorded" in str(s) for s in unknown if not s.matters)
+
+
+def test_scripted_agents_neither_sample_nor_read_a_prompt(bench) -> None:
+    oracle = read_result(bench / "a" / "own-oracle")
+    agent = {"kind": "LLMAgent", "sampling": {"temperature": 1.0}, "system": "Think."}
+    model = replace(oracle, config={**oracle.config, "agent": agent})
+    assert settings_that_differ(oracle, model) == []
+
+
+def test_versions_are_noted_and_unknown_names_refused(bench) -> None:
+    oracle = read_result(bench / "a" / "own-oracle")
+    packages = {**oracle.environment["packages"], "sympy": "1.0"}
+    other = replace(oracle, environment={**oracle.environment, "packages": packages})
+    (found,) = settings_that_differ(oracle, other)
+    assert (found.name, found.matters) == ("version of sympy", False)
+    check_comparable([found], ())
+    with pytest.raises(ConfigError, match="no such setting; there are problems, samples"):
+        check_comparable([], ("weather",))
+
+
+def test_the_command_refuses_and_goes_on_where_it_is_told_to(bench, tmp_path, capsys) -> None:
+    suite = Suite("own", str(bench / "own.jsonl"))
+    run_bench(suite, OracleAgent, tmp_path / "longer", horizon=9)
+    with pytest.raises(ConfigError, match=r"horizon: 6 against 9.*--despite horizon"):
+        Compare(bench / "a", tmp_path / "longer").run()
+    Compare(bench / "a", tmp_path / "longer", despite=("horizon",)).run()
+    assert "the runs differ in horizon: 6 against 9" in capsys.readouterr().out
+
+
+def test_one_id_with_two_contents_is_no_pair(make_trajectory) -> None:
+    first = [make_trajectory("a", True)]
+    changed = replace(first[0], problem=replace(first[0].problem, answer="5"))
+    with pytest.raises(ConfigError, match="problem a has another question or answer"):
+        compare_runs(first, [changed])

@@ -7,14 +7,14 @@ from statistics import fmean, stdev
 import numpy as np
 import pytest
 
-from benchmarks import metrics
+from benchmarks import intervals, metrics
 from mathenv.errors import ConfigError
 from mathenv.types import ExecutionStatus
 
 Z = 1.959963984540054  # standard normal, 97.5%
 
 
-@pytest.mark.parametrize(("successes", "n"), [(0, 10), (3, 10), (9, 10), (10, 10), (977, 1319)])
+@pytest.mark.parametrize(("successes", "n"), [(0, 10), (4, 10), (6, 10), (10, 10), (977, 1319)])
 def test_wilson_bounds_solve_the_score_equation(successes: int, n: int) -> None:
     estimate = metrics.wilson(successes, n)
     assert estimate.low <= estimate.value == successes / n <= estimate.high
@@ -32,6 +32,16 @@ def test_wilson_known_values() -> None:
     assert metrics.wilson(10, 10).high == 1.0
 
 
+@pytest.mark.parametrize("successes", [1, 2, 3])
+def test_a_bound_near_0_or_1_is_that_of_a_rare_count(successes: int) -> None:
+    """A Poisson count of the bound's rate reaches so many successes once in twenty."""
+    few, many = metrics.wilson(successes, 40), metrics.wilson(40 - successes, 40)
+    rate = 40 * few.low
+    missed = sum(math.exp(-rate) * rate**i / math.factorial(i) for i in range(successes))
+    assert 1 - missed == pytest.approx(0.05)
+    assert (1 - many.high, 1 - many.low) == pytest.approx((few.low, few.high))
+
+
 def test_wilson_refuses_what_is_no_share() -> None:
     with pytest.raises(ConfigError):
         metrics.wilson(3, 2)
@@ -43,19 +53,36 @@ def _all_resampled_means(values: list[float]) -> np.ndarray:
     return np.array([fmean(draw) for draw in itertools.product(values, repeat=len(values))])
 
 
-def test_cluster_bootstrap_agrees_with_all_resamples() -> None:
-    results = {"a": (1.0, 1.0), "b": (0.0, 1.0), "c": (0.0, 0.0), "d": (1.0, 0.0, 0.0), "e": (1.0,)}
-    estimate = metrics.cluster_bootstrap(results, resamples=200_000)
-    exact = _all_resampled_means([fmean(v) for v in results.values()])
-    assert estimate.value == pytest.approx(fmean(fmean(v) for v in results.values()))
+def test_the_interval_of_few_problems_solves_the_score_equation() -> None:
+    """12 problems: Student's t of the 8 that are not right throughout, and their variance."""
+    means = [1.0] * 4 + [0.0, 0.25, 0.25, 0.5, 0.6, 0.4, 0.1, 0.2]
+    results = {str(i): tuple(float(k < 20 * m) for k in range(20)) for i, m in enumerate(means)}
+    estimate = metrics.cluster_interval(results)
+    share, error = fmean(means), stdev(means) / math.sqrt(12)
+    scale = 2.364624 * error / math.sqrt(share * (1 - share))  # t of 7 degrees of freedom
+    assert (estimate.value, estimate.method) == (pytest.approx(share), "wilson")
+    for bound in (estimate.low, estimate.high):
+        assert abs(share - bound) == pytest.approx(scale * math.sqrt(bound * (1 - bound)), rel=1e-5)
+
+
+def test_few_problems_are_never_less_certain_than_one_trial_each() -> None:
+    results = {str(i): (float(i < 6),) * 3 for i in range(10)}
+    assert metrics.cluster_interval(results) == metrics.wilson(6, 10)
+
+
+def test_bootstrap_agrees_with_all_resamples() -> None:
+    means = [1.0, 0.5, 0.0, 1 / 3, 1.0]
+    estimate = intervals.bootstrap(np.array(means), 0.95, 200_000, 0)
+    exact = _all_resampled_means(means)
+    assert estimate.value == pytest.approx(fmean(means))
     assert estimate.low == pytest.approx(np.quantile(exact, 0.025), abs=0.02)
     assert estimate.high == pytest.approx(np.quantile(exact, 0.975), abs=0.02)
 
 
-def test_cluster_bootstrap_approaches_the_normal_interval() -> None:
+def test_cluster_interval_approaches_the_normal_interval() -> None:
     rng = np.random.default_rng(1)
     results = {str(i): tuple(rng.integers(0, 2, 4).astype(float)) for i in range(2000)}
-    estimate = metrics.cluster_bootstrap(results)
+    estimate = metrics.cluster_interval(results)
     means = [fmean(v) for v in results.values()]
     half = Z * stdev(means) / math.sqrt(len(means))
     assert estimate.low == pytest.approx(fmean(means) - half, rel=0.01)
@@ -86,32 +113,42 @@ def test_pass_at_1_of_single_samples_is_wilson() -> None:
         metrics.pass_at_1({})
 
 
-def test_paired_bootstrap_agrees_with_all_resamples() -> None:
+def test_paired_difference_by_hand() -> None:
+    """Four gained, one lost, one the same: adjusted Wald of 8 problems, all 32 sign patterns."""
     first = {"a": (0.0,), "b": (0.0,), "c": (1.0,), "d": (0.0,), "e": (1.0,), "f": (0.0,)}
     second = {"a": (1.0,), "b": (1.0,), "c": (1.0,), "d": (1.0,), "e": (0.0,), "f": (1.0,)}
-    result = metrics.paired_bootstrap(first, second, resamples=200_000)
-    differences = [second[k][0] - first[k][0] for k in first]
-    exact = _all_resampled_means(differences)
-    observed = fmean(differences)
-    extreme = np.abs(exact - observed) >= abs(observed) - 1e-12
-    assert result.value == pytest.approx(observed)
-    assert result.p_value == pytest.approx(extreme.mean(), abs=0.005)
-    assert result.low == pytest.approx(np.quantile(exact, 0.025), abs=1e-9)
-    assert result.high == pytest.approx(np.quantile(exact, 0.975), abs=1e-9)
+    result = metrics.paired_difference(first, second)
+    assert result.value == pytest.approx(3 / 6)
+    assert result.p_value == pytest.approx(2 * (1 + 5) / 32) == metrics.mcnemar(first, second)
+    half = Z * math.sqrt((7 / 8 - (3 / 8) ** 2) / 8)
+    assert (result.low, result.high) == pytest.approx((3 / 8 - half, 3 / 8 + half))
+
+
+def test_paired_difference_of_many_problems_resamples_them() -> None:
+    rng = np.random.default_rng(0)
+    first, second = (
+        {str(i): (float(right),) for i, right in enumerate(rng.random(400) < share)}
+        for share in (0.4, 0.6)
+    )
+    result = metrics.paired_difference(first, second)
+    steps = [second[k][0] - first[k][0] for k in first]
+    half = Z * stdev(steps) / math.sqrt(len(steps))
+    assert result.low == pytest.approx(fmean(steps) - half, abs=0.005)
+    assert result.high == pytest.approx(fmean(steps) + half, abs=0.005)
 
 
 @pytest.mark.parametrize("problems", [1, 40, 500])
-def test_paired_bootstrap_of_equal_runs_claims_no_certainty(problems: int) -> None:
+def test_paired_difference_of_equal_runs_claims_no_certainty(problems: int) -> None:
     same = {str(i): (float(i % 2),) for i in range(problems)}
-    result = metrics.paired_bootstrap(same, same)
+    result = metrics.paired_difference(same, same)
     unseen = metrics.wilson(0, problems).high
     assert (result.value, result.p_value) == (0.0, 1.0)
     assert (result.low, result.high) == (-unseen, unseen)
 
 
-def test_paired_bootstrap_where_every_problem_was_gained() -> None:
+def test_paired_difference_where_every_problem_was_gained() -> None:
     first, second = ({str(i): (right,) for i in range(20)} for right in (0.0, 1.0))
-    result = metrics.paired_bootstrap(first, second)
+    result = metrics.paired_difference(first, second)
     assert (result.value, result.high) == (1.0, 1.0)
     assert result.low == 1 - metrics.wilson(0, 20).high
 
@@ -125,7 +162,7 @@ def test_seeds_over_the_same_problems_are_clusters_of_them() -> None:
     )
     pooled = [metrics.by_problem([run] * 3) for run in (before, after)]
     assert all(len(values) == 3 for run in pooled for values in run.values())
-    assert metrics.paired_bootstrap(*pooled) == metrics.paired_bootstrap(before, after)
+    assert metrics.paired_difference(*pooled) == metrics.paired_difference(before, after)
     score = metrics.pass_at_1(pooled[0])
     assert (score.n, score.method) == (200, "bootstrap")
     assert score.low == pytest.approx(metrics.pass_at_1(before).low, abs=0.01)
@@ -139,15 +176,14 @@ def test_seeds_are_pooled_over_the_problems_that_all_of_them_scored() -> None:
     assert metrics.by_problem([]) == {}
 
 
-def test_paired_bootstrap_uses_shared_problems_and_the_seed() -> None:
-    first = {str(i): (float(i % 3 == 0),) for i in range(60)}
-    second = {str(i): (float(i % 2 == 0),) for i in range(10, 70)}
-    result = metrics.paired_bootstrap(first, second, seed=3)
-    assert result.n == 50
-    assert result == metrics.paired_bootstrap(first, second, seed=3)
-    assert result != metrics.paired_bootstrap(first, second, seed=4)
+def test_paired_difference_uses_shared_problems_and_the_seed() -> None:
+    first = {str(i): (float(i % 3 == 0),) for i in range(200)}
+    second = {str(i): (float(i % 2 == 0),) for i in range(10, 210)}
+    result = metrics.paired_difference(first, second, seed=3)
+    assert result.n == 190
+    assert result == metrics.paired_difference(first, second, seed=3)
     with pytest.raises(ConfigError, match="no problem"):
-        metrics.paired_bootstrap({"a": (1.0,)}, {"b": (1.0,)})
+        metrics.paired_difference({"a": (1.0,)}, {"b": (1.0,)})
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (5, 1), (7, 7), (9, 2)])
@@ -208,7 +244,8 @@ def test_tool_use_by_hand(make_trajectory) -> None:
         ]
     )
     assert (use.turns.value, use.code_turns.value, use.cells) == (2.5, 1.5, 3)
-    assert (use.turns.low, use.turns.high) == (1.0, 4.0)
+    # Two problems, Student's t of one degree of freedom; no episode has less than 0 turns.
+    assert (use.turns.low, use.turns.high) == pytest.approx((0.0, 2.5 + 12.7062 * 1.5), abs=1e-3)
     assert use.code_lines.value == 1.5
     assert use.cell_errors.value == pytest.approx(1 / 3)
     assert use.cell_statuses == {"ok": 2, "error": 1}
@@ -219,22 +256,33 @@ def test_tool_use_by_hand(make_trajectory) -> None:
     assert (nothing.turns.n, nothing.cells, nothing.stop_reasons) == (0, 0, {"infra": 1})
 
 
-def test_error_rate_agrees_with_all_resamples() -> None:
+def test_error_rate_of_few_problems() -> None:
     counts = {"a": (0.0, 4.0), "b": (3.0, 3.0), "c": (1.0, 2.0), "d": (0.0, 1.0), "e": (0.0, 0.0)}
-    estimate = metrics.ratio_estimate(counts, resamples=200_000)
-    pairs = [pair for pair in counts.values() if pair[1]]
-    exact = [
-        sum(e for e, _ in draw) / sum(n for _, n in draw)
-        for draw in itertools.product(pairs, repeat=len(pairs))
-    ]
+    estimate = metrics.ratio_estimate(counts)
     assert (estimate.value, estimate.n) == (0.4, 4)
-    assert estimate.low == pytest.approx(np.quantile(exact, 0.025), abs=0.02)
-    assert estimate.high == pytest.approx(np.quantile(exact, 0.975), abs=0.02)
+    # Cells of one problem depend on each other: no more is known than from four trials.
+    assert estimate.low == pytest.approx(-math.log(0.95) / 4)  # a rare count of 1
+    assert estimate.high == pytest.approx(1 - 0.355362 / 4, abs=1e-6)  # and of 2: a table's value
+
+
+def test_error_rate_of_many_problems_resamples_them() -> None:
+    rng = np.random.default_rng(0)
+    cells = rng.integers(1, 6, size=400)
+    failed = rng.binomial(cells, 0.3)
+    counts = {
+        str(i): (float(f), float(c)) for i, (f, c) in enumerate(zip(failed, cells, strict=True))
+    }
+    estimate = metrics.ratio_estimate(counts)
+    residuals = (failed - estimate.value * cells) / cells.mean()
+    half = Z * residuals.std(ddof=1) / 20
+    assert estimate.method == "bootstrap"
+    assert estimate.high - estimate.low == pytest.approx(2 * half, rel=0.05)
 
 
 def test_what_never_varies_has_no_interval() -> None:
     assert metrics.mean_estimate({"a": (2.0,), "b": (2.0,)}).method == "constant"
-    assert metrics.ratio_estimate({"a": (1.0, 2.0), "b": (1.0, 2.0)}).low == 0.5
+    equal = metrics.ratio_estimate({"a": (1.0, 2.0), "b": (1.0, 2.0)})
+    assert equal == metrics.wilson(1, 2)  # a share that was not seen to vary is not certain
     assert metrics.mean_estimate({}).n == 0
 
 

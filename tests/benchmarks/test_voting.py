@@ -1,12 +1,23 @@
 """pass@k and maj@k against enumeration of every choice of k samples."""
 
 import itertools
+from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from statistics import fmean
 
 import pytest
 
-from benchmarks.voting import Ballot, ballots, class_sizes, maj_at_k, pass_at_k, sizes
+from benchmarks.metrics import summarize
+from benchmarks.voting import (
+    Ballot,
+    ballots,
+    class_sizes,
+    graded_equal,
+    maj_at_k,
+    pass_at_k,
+    sizes,
+)
 from mathenv.errors import ConfigError
 from mathenv.types import Grade, GradeStatus
 
@@ -122,3 +133,16 @@ def test_ballots_of_trajectories(make_trajectory):
         make_trajectory("b", False),
     ]
     assert ballots(runs) == {"a": Ballot(1, (2,), 1), "b": Ballot(0, (1,), 0)}
+
+
+def test_votes_are_grouped_under_the_policy_of_the_run(make_trajectory):
+    """The paper's grader takes 100 times an answer for the answer, ours does not."""
+    under_paper = partial(graded_equal, policy="paper")
+    assert class_sizes(["5", "500"]) == (1, 1)
+    assert class_sizes(["5", "500"], under_paper) == (2,)
+    runs = [make_trajectory("a", True)]
+    for sample, answer in ((1, "5"), (2, "500")):
+        wrong = make_trajectory("a", False, sample=sample)
+        runs.append(replace(wrong, grade=replace(wrong.grade, answer=answer)))
+    assert summarize(runs).maj_at_k[3].value == pytest.approx(1 / 3)  # three by lot
+    assert summarize(runs, policy="paper").maj_at_k[3].value == 0.0

@@ -70,7 +70,7 @@ def done(tmp_path_factory):
 def test_everything_is_in_the_run_folder(done):
     folder, _, finished = done
     run: Path = folder / "run"
-    names = {"results.md", "results.json", "curve.png", "report.html", "seed-0", "seed-1"}
+    names = {"results.md", "experiment.json", "curve.png", "report.html", "seed-0", "seed-1"}
     assert names <= {p.name for p in run.iterdir()}
     manifest = json.loads((run / "seed-1" / "manifest.json").read_text())
     assert manifest["recipe"]["seed"] == 1
@@ -78,7 +78,7 @@ def test_everything_is_in_the_run_folder(done):
     for iteration in (1, 2):
         result = run / "seed-0" / "sft" / f"iteration-{iteration}" / "result.json"
         assert 0.0 <= json.loads(result.read_text())["validation"] <= 1.0
-    results = json.loads((run / "results.json").read_text())
+    results = json.loads((run / "experiment.json").read_text())
     stages = [stage["stage"] for stage in results["runs"][0]["stages"]]
     assert stages == ["SFT", "sft, iteration 1", "sft, iteration 2"]
     assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")

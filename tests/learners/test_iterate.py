@@ -608,9 +608,9 @@ def test_demonstrations_that_sft_was_not_trained_on_are_an_error(micro, tmp_path
         ({"reference": "newest"}, "'last', 'first' or"),
         ({"reference": 0}, "'last', 'first' or"),
         ({"reference": True}, "'last', 'first' or"),
-        ({"iterations": 0}, "at least one iteration"),
-        ({"current_samples": 0, "previous_samples": 0}, "one sample"),
-        ({"current_samples": -1}, "negative"),
+        ({"iterations": 0}, "iterations must be at least 1"),
+        ({"current_samples": 0, "previous_samples": 0}, "cannot both be 0"),
+        ({"current_samples": -1}, "current_samples must be at least 0"),
     ],
 )
 def test_wrong_settings_are_refused(wrong, message):

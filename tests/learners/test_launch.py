@@ -107,5 +107,5 @@ def test_one_process_per_thread_at_most_and_none_under_a_launcher(two_threads, m
 
 
 def test_no_processes_is_refused():
-    with pytest.raises(ConfigError, match="processes must be positive"):
+    with pytest.raises(ConfigError, match="processes must be at least 1"):
         TrainConfig(processes=0)

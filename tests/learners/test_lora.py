@@ -442,7 +442,11 @@ def test_two_processes_end_with_the_weights_of_one(launch, learner, examples, st
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"rank": -1}, "rank -1"), ({"alpha": 0}, "alpha 0"), ({"dropout": 1.0}, "dropout")],
+    [
+        ({"rank": -1}, "rank must be at least 0"),
+        ({"alpha": 0}, "alpha must be at least 1"),
+        ({"dropout": 1.0}, "dropout"),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
