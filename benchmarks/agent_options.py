@@ -123,7 +123,7 @@ def read_mixture(file: Path, defaults: AgentOptions) -> list[tuple[AgentOptions,
     mixture = []
     for name, member in members.items():
         if "name" in tables[name]:
-            raise ConfigError(f"{file}: [{name}] is the agent's name already: leave out `name`")
+            raise ConfigError(f"{file}: [{name}] is the name: leave out `name`")
         said = {key: getattr(member, key) for key in tables[name] if key != "samples"}
         try:
             _check_kind(member.agent)
@@ -191,9 +191,10 @@ def open_agent(
     Raises:
         ConfigError: a flag is missing or does not fit the kind of agent.
     """
+    sampling = _sampling(options, samples)
     _check_used(options)
     opener = AGENTS.get(options.agent, _own)
-    with opener(options, problems, _sampling(options, samples)) as opened:
+    with opener(options, problems, sampling) as opened:
         yield opened
 
 

@@ -43,7 +43,7 @@ def test_a_training_run_is_told_apart_by_its_files(training_run) -> None:
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="give the --out folder"):
         build(tmp_path)
-    with pytest.raises(ConfigError, match="limit of at least 1"):
+    with pytest.raises(ConfigError, match="limit must be at least 1"):
         PageOptions(limit=0)
 
 

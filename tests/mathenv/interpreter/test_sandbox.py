@@ -55,15 +55,18 @@ def test_a_secret_beside_the_host_cannot_be_read_or_listed(session, tmp_path):
     secret.write_text("swordfish")
     os.chmod(secret, 0o644)
     for folder in (tmp_path, *tmp_path.parents):
-        assert refused(session, f"import os\nos.listdir({str(folder)!r})") is True
+        answer = refused(session, f"import os\nos.listdir({str(folder)!r})")
+        assert answer is True or answer.output == "[]"  # its own, empty /tmp
     assert refused(session, f"open({str(secret)!r}).read()") is True
     code = f"import os\nos.symlink({str(secret)!r}, 'link')\nopen('link').read()"
     assert refused(session, code) is True
 
 
 @pytest.mark.parametrize("path", ["/pwned", "/tmp/pwned", "/dev/shm/pwned", "/usr/lib/pwned"])
-def test_nothing_is_written_outside_the_scratch_folder(session, path):
-    assert refused(session, f"open({path!r}, 'w')") is True
+def test_nothing_is_written_outside_the_scratch_folder(confined, session, path):
+    answer = refused(session, f"open({path!r}, 'w')")
+    own = path.startswith("/tmp/") and confined.description["tier"] == "namespaces"
+    assert answer is True or (own and answer.status is ExecutionStatus.OK)
     assert not os.path.exists(path)
 
 
