@@ -124,7 +124,7 @@ def _tried(model: Any) -> HeadUse:
     prepare(model)
     config = model.config.get_text_config()
     ids = _trial_ids(model, config)
-    own = model(input_ids=ids, use_cache=False).logits
+    own = _own_logits(model, ids)
     caps = (getattr(config, name, None) for name in _SOFTCAPS)
     softcap = next((float(cap) for cap in caps if cap), None)
     if own.isnan().any():  # broken weights: an error as soon as a trajectory meets them
@@ -152,6 +152,19 @@ def _tried(model: Any) -> HeadUse:
         f"which takes more memory and time ({reason})"
     )
     return HeadUse(full=True)
+
+
+def _own_logits(model: Any, ids: Tensor) -> Tensor:
+    try:
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, TypeError, ValueError, RuntimeError, LookupError) as error:
+        raise TrainingError(
+            f"{type(model).__name__} fails in a forward pass over two sequences of {ids.shape[1]} "
+            f"tokens: {error}. It cannot be trained with this version of transformers"
+        ) from error
+    return logits
 
 
 def _trial_ids(model: Any, config: Any) -> Tensor:
