@@ -238,4 +238,4 @@ def test_the_command_names_the_line_that_is_no_row(tiny, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*command, "--out", str(tmp_path / "out")])
     assert ended.value.code == 2
-    assert "rows.jsonl, line 2: not JSON" in capsys.readouterr().err
+    assert "rows.jsonl:2: not valid JSON" in capsys.readouterr().err
