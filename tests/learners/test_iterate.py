@@ -11,8 +11,7 @@ from gymnasium.utils.seeding import np_random
 
 from agents.rollout import failed_path
 from learners import iterate as loop
-from learners import learner as registry
-from learners import reference
+from learners import reference, registry
 from learners import train as stages
 from learners.checkpoint import read_manifest, step_folders
 from learners.iterate import (

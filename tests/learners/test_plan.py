@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, MixtralConfig
 
 from agents.tiny import TinyConfig, make_tiny
 from benchmarks.cli import main
-from learners import BaseLearner, KTOConfig, learner, learner_names, make_learner, preflight
+from learners import BaseLearner, KTOConfig, learner_names, make_learner, preflight, registry
 from learners.costs import (
     ALTERNATIVES,
     EIGHT_BIT,
@@ -295,7 +295,7 @@ def test_a_third_partys_learner_is_planned_by_what_it_says_of_its_examples(
     mistral, monkeypatch, unit, like
 ):
     monkeypatch.setattr(Third, "unit", unit)
-    monkeypatch.setitem(learner._REGISTRY, "third", Third)
+    monkeypatch.setitem(registry._REGISTRY, "third", Third)
     methods = dict.fromkeys((like, "third"), Method())
     if like == "mkto":
         methods[like] = Method(KTOConfig(kl="none"))
@@ -308,7 +308,7 @@ def test_a_third_partys_learner_is_planned_by_what_it_says_of_its_examples(
 
 def test_every_sample_is_an_example_of_grpo(mistral, monkeypatch):
     monkeypatch.setattr(Third, "unit", "sample")
-    monkeypatch.setitem(learner._REGISTRY, "third", Third)
+    monkeypatch.setitem(registry._REGISTRY, "third", Third)
     third, grpo = (
         stage(make_plan(replace(mistral, methods={}), 8, A100, learner=name), name)
         for name in ("third", "grpo")
@@ -320,7 +320,7 @@ def test_every_sample_is_an_example_of_grpo(mistral, monkeypatch):
 
 def test_a_unit_that_is_none_is_refused(mistral, monkeypatch):
     monkeypatch.setattr(Third, "unit", "token")
-    monkeypatch.setitem(learner._REGISTRY, "third", Third)
+    monkeypatch.setitem(registry._REGISTRY, "third", Third)
     with pytest.raises(ConfigError, match=r"third: unit is one of pair, side.*'token'"):
         make_plan(mistral, 8, A100, learner="third")
 
@@ -329,7 +329,7 @@ def test_a_unit_that_is_none_is_refused(mistral, monkeypatch):
 def test_only_pairs_have_two_sequences(make_trajectory, name):
     """As `unit` says; what is made of step-wise pairs' common turns is no matter here."""
     given = {"shared_turns": 0} if name == "stepdpo" else {}
-    made = make_learner(name, learner.settings_type(name)(**given))
+    made = make_learner(name, registry.settings_type(name)(**given))
     trajectories = [make_trajectory(p, i < 2, sample=i) for p in "abc" for i in range(4)]
     examples, _ = made.examples(trajectories, seed=0)
     assert {len(e.samples) for e in examples} == {2 if made.unit == "pair" else 1}
