@@ -110,7 +110,10 @@ def check_finished(path: Path) -> None:
     known = read_object(path / _SUMS, _remedy(path))
     lacking = sorted(name for name in known if name != _STATE and not (path / name).exists())
     if lacking:
-        raise DataError(f"{path / lacking[0]} is missing: {_remedy(path)}")
+        raise DataError(
+            f"{path / lacking[0]} is missing: {_remedy(path)}. If it was removed on purpose, "
+            f"remove {path / _SUMS} too"
+        )
     files = [path / name for name in sorted(known) if (path / name).exists()]
     stats = [file.stat() for file in files]
     found = _sums_of(tuple(files), tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in stats))
