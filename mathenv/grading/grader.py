@@ -45,9 +45,15 @@ def _compare_strings(gold: str, answer: str, policy: GradePolicy) -> bool | None
 def _compare_numbers(gold: str, answer: str, policy: GradePolicy) -> bool | None:
     """Compare numbers; of a chain `0.56 = 56%` every part must agree with the gold's last."""
     gold_number = parse_number(gold.rpartition("=")[2].strip())
-    if gold_number is None or ("=" in gold and parse_number(gold.partition("=")[0]) is None):
+    if (
+        gold_number is None
+        or gold_number.letter_unit
+        or ("=" in gold and parse_number(gold.partition("=")[0]) is None)
+    ):
         return None
     parts = [parse_number(part.strip()) for part in answer.split("=")]
+    if any(part is not None and part.letter_unit for part in parts) and "=" in answer:
+        return None
     if any(part is None for part in parts):
         return False if policy.require_reduced and not gold_number.ratio else None
     return all(numbers_equal(gold_number, part, policy) for part in parts if part is not None)

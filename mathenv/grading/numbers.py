@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from mathenv.grading.normalize import braced
 from mathenv.grading.policy import STRICT, GradePolicy
-from mathenv.grading.units import WRAPPED_UNIT, split_unit, units_agree
+from mathenv.grading.units import WRAPPED_UNIT, conversion, split_unit, units_agree
 
 MAX_SCALE = 400  # decimal exponents beyond this are left to the symbolic tier
 
@@ -33,6 +33,8 @@ _WRAPPED_NUMBER = re.compile(
 _REPEATING = re.compile(
     r"(-?)\s*([0-9]*)\.([0-9]*)\s*\\(?:overline|bar|dot)\s*\{?\s*([0-9]{1,30})\s*\}?"
 )
+# `5m`: a unit in an answer, a variable in a reference.
+_LETTER_UNIT = re.compile(r"(.*[0-9}])\s*([mgsL])")
 _PERCENT = re.compile(r"\s*(?:%|\\text\{\s*percent\s*\}|percent|pct)$", re.IGNORECASE)
 
 
@@ -47,6 +49,7 @@ class ExactNumber:
     unit: str = ""
     unit_power: str = ""  # the exponent after a unit in \\text{}, as in cm^2
     places: int = 0  # decimals, where it is written as a plain decimal
+    letter_unit: bool = False  # the unit is a letter that might be a variable
     reduced: bool = True  # not a fraction that could be shortened
 
 
@@ -62,6 +65,10 @@ def parse_number(text: str) -> ExactNumber | None:
         return None if number is None else replace(number, percent=True)
     bare, unit = split_unit(text)
     number = _parse_unsigned(bare)
+    if number is None and (match := _LETTER_UNIT.fullmatch(text)):
+        number, unit = _parse_unsigned(match[1]), match[2]
+        if number is not None:
+            return replace(number, unit=unit.lower(), letter_unit=True)
     if number is not None and unit:
         number = replace(number, unit=unit)
     wrapped = WRAPPED_UNIT.search(text) if number is not None and "\\" in text else None
@@ -128,6 +135,11 @@ def numbers_equal(gold: ExactNumber, answer: ExactNumber, policy: GradePolicy = 
     """Decide whether two numbers agree under `policy` (see there; cm^2 is never cm^3)."""
     if gold.unit_power and answer.unit_power and gold.unit_power != answer.unit_power:
         return False
+    factor = conversion(gold.unit, answer.unit)
+    if factor is not None and factor != 1:  # 5 km is 5000 m, and not 5 m
+        answer = replace(answer, value=answer.value * factor, unit=gold.unit)
+        if not factor or gold.unit_power or answer.unit_power:
+            return False
     if policy.units != "strip" and not units_agree(gold.unit, answer.unit, policy):
         return False
     if policy.require_reduced and not (answer.reduced and _kinds_fit(gold, answer)):

@@ -1,4 +1,8 @@
-"""The last tier: math-verify in a worker process, with its known false positives rejected."""
+"""The last tier, in a worker process: values of both formulas at points, else math-verify.
+
+math-verify alone never makes an answer correct: where our own reading does not understand both
+texts, its True counts only if both are spelled with the same symbols.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,14 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from mathenv.grading.expression import read_formula
 from mathenv.grading.normalize import braced
 from mathenv.grading.policy import STRICT, GradePolicy
 from mathenv.grading.pool import Reply, WorkerLimits, WorkerPool
-from mathenv.grading.text import base_tokens
+from mathenv.grading.reading import read_pair, same_symbols
 
 _MEMO_SIZE = 20_000
 _LEAST_SECONDS = 0.02  # with less than this left there is nothing to start
@@ -46,6 +52,7 @@ class Options:
     tolerance: float = STRICT.tolerance
     exact_tolerance: float = STRICT.exact_tolerance
     absolute_tolerance: float = STRICT.absolute_tolerance
+    float_noise: float = STRICT.float_noise
     same_symbols: bool = True
     raw: bool = False  # math-verify alone, on whole texts
 
@@ -55,6 +62,7 @@ class Options:
             policy.tolerance,
             policy.exact_tolerance,
             policy.absolute_tolerance,
+            policy.float_noise,
             policy.symbols == "same",
         )
 
@@ -83,7 +91,7 @@ class SymbolicComparer:
 
     def __call__(self, gold: str, answer: str, options: Options, budget: Budget) -> Reply:
         """Compare two values that no cheaper tier could decide."""
-        return self._remembered(to_latex(gold), to_latex(answer), options, budget)
+        return self._remembered(gold, answer, options, budget)
 
     def raw(self, gold: str, response: str, budget: Budget) -> Reply:
         """Let math-verify extract, parse and compare on its own."""
@@ -103,18 +111,28 @@ class SymbolicComparer:
         return reply
 
     def _compare(self, gold: str, answer: str, options: Options, budget: Budget) -> Reply:
+        if options.raw:
+            return self._ask(gold, answer, asdict(options), budget)
+        reading = read_pair(gold, answer, not options.same_symbols)
+        if isinstance(reading, bool):
+            return Reply("correct" if reading else "incorrect", "by the relation signs")
+        gold_latex, answer_latex = to_latex(gold), to_latex(answer)
+        if reading is None:
+            if not same_symbols(gold_latex, answer_latex) or _lengths_differ(gold, answer):
+                return _not_understood(answer)
+        job = asdict(options) | {"reading": reading}
+        return self._ask(gold_latex, answer_latex, job, budget)
+
+    def _ask(self, gold: str, answer: str, job: dict[str, Any], budget: Budget) -> Reply:
         if budget.seconds < _LEAST_SECONDS:
             return Reply("timeout", "CPU limit reached by earlier parts")
-        reply = self.pool.compare(gold, answer, asdict(options), budget.seconds)
-        if reply.verdict != "correct" or options.raw:
-            return reply
-        if base_tokens(gold) != base_tokens(answer):
-            detail = "math-verify accepted it, the base subscripts differ"
-            return replace(reply, verdict="incorrect", detail=detail)
-        if _lengths_differ(gold, answer):
-            detail = "math-verify accepted it, the number of values differs"
-            return replace(reply, verdict="incorrect", detail=detail)
-        return reply
+        return self.pool.compare(gold, answer, job, budget.seconds)
+
+
+def _not_understood(answer: str) -> Reply:
+    if read_formula(answer) is None:
+        return Reply("unparsed", "the answer is no formula, and not the same text")
+    return Reply("incorrect", "only the same text matches the reference, which is no formula")
 
 
 def _lengths_differ(gold: str, answer: str) -> bool:
