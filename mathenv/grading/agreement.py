@@ -81,6 +81,8 @@ def fitting_policy(case: Case) -> GradePolicy:
     if case.tag == "tolerance" and (lenient or rounding < 6):
         tolerance = 1e-4 if lenient else 10.0**-rounding
         policy = replace(policy, tolerance=tolerance, name=f"tolerance {tolerance:g}")
+    if case.tag == "bare_units" and lenient:
+        policy = replace(policy, units="require", name="units required")
     if case.tag == "reduced_form":
         policy = replace(policy, require_reduced=True, name="reduced form")
     if case.tag == "decimal_comma":

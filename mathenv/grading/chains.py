@@ -13,7 +13,7 @@ from mathenv.grading.normalize import key
 from mathenv.grading.reading import CONSTANTS
 from mathenv.grading.relations import split_relations
 
-NAME = r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_(?:[0-9a-zA-Z]|\{[0-9a-zA-Z]+\}))?'*"
+NAME = r"(?:[a-zA-Z]|\\(?!(?:infty|pi|frac|sqrt)(?![a-z]))[a-zA-Z]+)(?:_(?:[0-9a-zA-Z]|\{[0-9a-zA-Z]+\}))?'*"
 FUNCTION = rf"{NAME}(?:\^\{{(?:-1|\([0-9]\))\}})?\s*\(\s*[^()=]*\s*\)"
 NAMES = rf"\(\s*{NAME}(?:\s*,\s*{NAME})+\s*\)"
 _NAMED = re.compile(

@@ -585,7 +585,7 @@ class _Parser:
         return tree if power is None else ["^", tree, power]
 
     def _applied(self, name: str, index: list[str] | None, arguments: list[Tree]) -> Tree:
-        if name in ("log", "ln") and index is not None:
+        if name in ("log", "plainlog") and index is not None:
             return ["f", "logbase", self._inside(index), *arguments]
         if name in OPAQUE_FUNCTIONS or index is not None:
             return ["u", name + ("_" + "".join(index) if index else ""), *arguments]

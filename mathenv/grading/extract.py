@@ -12,12 +12,14 @@ from mathenv.protocol import last_boxed, prose
 _THINK_OPEN = "<think>"
 _THINK_CLOSE = "</think>"
 _ANSWER_IS = re.compile(r"answer\s*(?:is|:)[\s:*]*(.*)", re.IGNORECASE)
-_CONCLUSION = re.compile(r"(?:^|(?<=[.\n]))\s*(?:Therefore|Thus|Hence|So)\b[^\n]*")
+_CONCLUSION = re.compile(r"\s*(?:Therefore|Thus|Hence|So)\b")
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|<\|")
 _REASON = re.compile(
     r"[,;]?\s+(?:because|since|as|so|which|and so|where|I hope)\s.*|,\s+as required.*",
     re.IGNORECASE,
 )
+_TEXT = re.compile(r"\\text\s*\{[^{}]*\}|\\[a-zA-Z]+|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])")
+_BETWEEN = re.compile(r"(?:[a-zA-Z]+\s+){4}")
 _CONDITION = re.compile(r"\$\s*(?:for (?:some|all|any|every)|where|with)\s")
 _FORMULA = re.compile(r"\$\$?|\\[\[(]")  # opens one
 _CLOSING = {"$$": "$$", "$": "$", "\\[": "\\]", "\\(": "\\)"}
@@ -59,7 +61,10 @@ def _all_boxed(text: str) -> list[str]:
     """Return the contents of all balanced boxes that are not empty, in order, each once."""
     text = prose(text)
     starts = [match.start() for match in _BOX.finditer(text)] + [len(text)]
-    contents = (last_boxed(text[a:b]) for a, b in itertools.pairwise(starts))
+    pieces = [text[a:b] for a, b in itertools.pairwise(starts)]
+    if any(_BETWEEN.search(_TEXT.sub("", piece.rpartition("}")[2])) for piece in pieces[:-1]):
+        return []  # prose stands between them: each is an answer of its own
+    contents = map(last_boxed, pieces)
     return list(dict.fromkeys(content for content in contents if content))
 
 
@@ -101,10 +106,8 @@ def _stated(statement: str) -> str:
 
 def _concluded(text: str) -> str:
     """Return the number of the last sentence that starts with "Therefore", if it has just one."""
-    conclusions = _CONCLUSION.findall(text)
-    if not conclusions:
-        return ""
-    sentence = _SENTENCE_END.split(conclusions[-1].strip(), maxsplit=1)[0]
+    sentences = reversed(_SENTENCE_END.split(text))
+    sentence = next((s.strip() for s in sentences if _CONCLUSION.match(s)), "")
     numbers = _NUMBER.findall(sentence)
     if len(numbers) != 1 or "$" in sentence:
         return ""

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 from mathenv.grading.algebra import compare_algebra
 from mathenv.grading.extract import extract_answer, unwrap_box
-from mathenv.grading.limits import MAX_CHARS, too_big
+from mathenv.grading.limits import too_big
 from mathenv.grading.match import Context, Verdict, compare
 from mathenv.grading.normalize import key, normalize
 from mathenv.grading.numbers import numbers_equal, parse_number
 from mathenv.grading.policy import STRICT, GradePolicy, find_policy
+from mathenv.grading.reference import checked_answer, checked_golds, fault, is_empty
 from mathenv.grading.symbolic import Budget, Options, shared_comparer
 from mathenv.grading.text import (
     compare_based,
@@ -84,9 +85,10 @@ def grade(gold: str | Sequence[str], response: str, policy: str | GradePolicy = 
     unusable or the machinery failed: such episodes are excluded, not wrong.
 
     Raises:
-        ConfigError: no preset has this name.
+        ConfigError: no preset has this name, or an argument is no text.
     """
     chosen = find_policy(policy)
+    response = checked_answer(response, "a response")
     if chosen.engine == "math_verify":
         return _any_gold(gold, response, chosen)
     return _any_gold(gold, extract_answer(response, chosen), chosen)
@@ -97,13 +99,14 @@ def grade_answer(
 ) -> Grade:
     r"""Judge an answer that is already extracted (None or blank: no answer). See `grade`."""
     chosen = find_policy(policy)
+    answer = None if answer is None else checked_answer(answer, "an answer")
     if chosen.engine == "math_verify" and answer is not None:
         answer = f"\\boxed{{{answer}}}"
     return _any_gold(gold, answer, chosen)
 
 
 def _any_gold(gold: str | Sequence[str], answer: str | None, policy: GradePolicy) -> Grade:
-    golds = (gold,) if isinstance(gold, str) else tuple(gold)
+    golds = checked_golds(gold)
     budget = Budget()
     judge = _judge_raw if policy.engine == "math_verify" else _judge
     grades: list[Grade] = []
@@ -133,23 +136,16 @@ def _judge_raw(gold: str, response: str | None, policy: GradePolicy, budget: Bud
 
 def _judge(gold: str, answer: str | None, policy: GradePolicy, budget: Budget) -> Grade:
     gold = unwrap_box(gold, policy)
-    if _is_empty(gold):
-        return Grade(False, GradeStatus.GOLD_ERROR, answer, "gold", "empty reference answer")
-    if answer is None or _is_empty(answer):
+    if wrong := fault(gold):
+        return Grade(False, GradeStatus.GOLD_ERROR, answer, "gold", wrong)
+    if answer is None or is_empty(answer):
         return Grade(False, GradeStatus.NO_ANSWER, None, "extract")
     if gold == answer:
         return Grade(True, GradeStatus.CORRECT, answer, "string")
-    if cap := too_big(gold):
-        detail = f"reference answer over the {cap} cap"
-        return Grade(False, GradeStatus.GOLD_ERROR, answer, "limits", detail)
     if cap := too_big(answer):
         return Grade(False, GradeStatus.LIMIT, answer, "limits", f"over the {cap} cap")
     verdict = _judge_normalized(normalize(gold), normalize(answer), policy, budget)
     return Grade(verdict.correct, verdict.status, answer, verdict.tier, verdict.detail)
-
-
-def _is_empty(text: str) -> bool:
-    return not text.strip() or (len(text) <= MAX_CHARS and not normalize(text))
 
 
 _DECIMAL_COMMA = re.compile(r"(?<![0-9,])([0-9]+),([0-9]+)(?![0-9,])")

@@ -10,7 +10,7 @@ FUNCTIONS: dict[str, str] = {
     **{f"ar{name}": f"arc{name}" for name in ("sinh", "cosh", "tanh", "coth")},
     **{f"a{name}": f"arc{name}" for name in _TRIGONOMETRIC.split()},
     **{"lg": "lg", "tg": "tan", "ctg": "cot", "cosec": "csc", "sign": "sgn", "erf": "erf"},
-    "arctg": "arctan",
+    **{"arctg": "arctan", "plainlog": "ln"},
 }
 # Functions of which only the name is compared.
 OPAQUE_FUNCTIONS = frozenset(
@@ -149,7 +149,7 @@ _NAMED_LETTERS = frozenset(
     ]
 )
 # Without a backslash, `log` is Python's.
-_PLAIN_SPELLINGS = {"log": "ln", "oo": "infty", "inf": "infty", "infinity": "infty"}
+_PLAIN_SPELLINGS = {"log": "plainlog", "oo": "infty", "inf": "infty", "infinity": "infty"}
 _SMALL_WORDS = frozenset(["or", "if", "as", "is", "no", "to", "of", "in", "at", "it", "on", "we"])
 _VOWELS = frozenset("aeiouAEIOU")
 

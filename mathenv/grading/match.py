@@ -19,6 +19,7 @@ from mathenv.grading.structure import (
     expand,
     has_order,
     has_relation,
+    members_differ,
     read_shape,
     split_assignment,
     unfold,
@@ -68,6 +69,8 @@ def _by_parts(gold: str, answer: str, context: Context, each: Comparer) -> Verdi
     unwrapped = _unfolded(gold, answer) or _without_relations(gold, answer)
     if unwrapped is not None:
         return each(*unwrapped, context)
+    if context.policy.symbols == "same" and members_differ(gold, answer):
+        return wrong("the variables differ")
     for rule in (compare_statements, compare_quantities, compare_points, compare_real_sets):
         verdict = rule(gold, answer, context, each)
         if verdict is not None:
@@ -116,7 +119,9 @@ def _without_relations(gold: str, answer: str) -> tuple[str, str] | None:
     if has_order(gold) == has_order(answer):
         return None
     texts = as_intervals(gold), as_intervals(answer)
-    return None if texts == (gold, answer) else texts
+    if texts == (gold, answer) or members_differ(gold, answer):
+        return None
+    return texts
 
 
 def _compare_shapes(gold: Shape, answer: Shape, context: Context, each: Comparer) -> Verdict | None:

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from mathenv.grading.normalize import braced
 from mathenv.grading.policy import STRICT, GradePolicy
-from mathenv.grading.units import WRAPPED_UNIT, conversion, split_unit, units_agree
+from mathenv.grading.units import UNIT_POWER, conversion, split_unit, units_agree
 
 MAX_SCALE = 400  # decimal exponents beyond this are left to the symbolic tier
 
@@ -71,10 +71,10 @@ def parse_number(text: str) -> ExactNumber | None:
             return replace(number, unit=unit.lower(), letter_unit=True)
     if number is not None and unit:
         number = replace(number, unit=unit)
-    wrapped = WRAPPED_UNIT.search(text) if number is not None and "\\" in text else None
-    if number is None or wrapped is None or not wrapped.group(2):
+    power = UNIT_POWER.search(text) if number is not None and unit else None
+    if number is None or power is None:
         return number
-    return replace(number, unit_power=wrapped.group(2))
+    return replace(number, unit_power=power.group(1))
 
 
 def _parse_unsigned(text: str) -> ExactNumber | None:

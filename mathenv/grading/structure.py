@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, replace
 
 from mathenv.grading.chains import FUNCTION, NAME, read_chain
+from mathenv.grading.normalize import key
 from mathenv.grading.relations import split_relations
 
 _OPEN, _CLOSE = "([{", ")]}"
@@ -22,7 +23,7 @@ _JOINING = {
     "or": re.compile(_WORD.format("or") + r"|\\(?:lor|vee)(?![a-zA-Z])"),
 }
 _WORDED = re.compile(r"\\(?:text|textrm|mbox|mathrm)\s*\{([^{}]*[0-9][^{}]*)\}")
-_MEMBER = re.compile(r"^[a-zA-Z](?:_\{?\w+\}?|\([a-z]\))?\s*\\in(?![a-zA-Z])\s*")
+_MEMBER = re.compile(r"^([a-zA-Z](?:_\{?\w+\}?|\([a-z]\))?)\s*\\in(?![a-zA-Z])\s*")
 _MATRIX = re.compile(
     r"\\begin\{(?P<env>[pbBv]?matrix|smallmatrix|array)\}(?:\s*\{[lcr|\s]*\})?(?P<body>.*)"
     r"\\end\{(?P=env)\}",
@@ -266,6 +267,25 @@ def as_intervals(text: str) -> str:
     if not all(intervals) or len({name for name, _ in filter(None, intervals)}) != 1:
         return text
     return " \\cup ".join(interval for _, interval in filter(None, intervals))
+
+
+def members_differ(first: str, second: str) -> bool:
+    r"""Say whether both texts say of what they hold, and of different things: `x \in`, `y \in`.
+
+    An inequality for one variable says so as well.
+    """
+    names = [_about(text) for text in (first, second)]
+    return "" not in names and names[0] != names[1]
+
+
+def _about(text: str) -> str:
+    match = _MEMBER.match(text)
+    if match is not None:
+        return key(match[1])
+    if "\\in" in text or not has_order(text):
+        return ""
+    names = {interval[0] for part in split_top(text, "or") if (interval := _as_interval(part))}
+    return key(names.pop()) if len(names) == 1 else ""
 
 
 def _without_bars(text: str) -> str:

@@ -12,7 +12,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mathenv.grading.expression import read_formula
@@ -126,7 +126,12 @@ class SymbolicComparer:
     def _ask(self, gold: str, answer: str, job: dict[str, Any], budget: Budget) -> Reply:
         if budget.seconds < _LEAST_SECONDS:
             return Reply("timeout", "CPU limit reached by earlier parts")
-        return self.pool.compare(gold, answer, job, budget.seconds)
+        reply = self.pool.compare(gold, answer, job, budget.seconds)
+        if (
+            reply.verdict == "gold_error" and not job["raw"]
+        ):  # by its cost: it depends on the answer
+            return replace(reply, verdict="timeout", detail=reply.detail)
+        return reply
 
 
 def _not_understood(answer: str) -> Reply:

@@ -46,10 +46,21 @@ def compare_words(gold: str, answer: str, policy: GradePolicy = STRICT) -> bool 
         return None
     if gold_words == answer_words:
         return True
-    named = looks_like_a_word(gold_words) or looks_like_a_word(answer_words)
-    if gold_words.casefold() == answer_words.casefold():  # Yes and yes; not R and r, ABC and abc
+    named = any(map(_holds_words, (gold_words, answer_words)))
+    if not wrapped and not named:
+        return None  # kx-a
+    if _folded(gold_words) == _folded(answer_words):  # Yes and yes; not R and r, ABC and abc
         return len(gold_words) > 3 or (len(gold_words) > 1 and wrapped) or gold_words[1:].islower()
-    return False if wrapped or named else None
+    return False
+
+
+def _holds_words(text: str) -> bool:
+    return any(map(looks_like_a_word, re.findall("[A-Za-z]+", text)))
+
+
+def _folded(words: str) -> str:
+    """Fold the case of words, not of single letters: `odd n` is not `odd N`."""
+    return " ".join(word.casefold() if len(word) > 1 else word for word in words.split())
 
 
 def compare_prose(gold: str, answer: str, policy: GradePolicy = STRICT) -> bool | None:

@@ -13,6 +13,7 @@ WRAPPED_UNIT = re.compile(
     r"\s*(?:\\(?:text|textnormal|textrm|textit|textbf|mbox|mathrm|mathit|rm|operatorname)\s*)"
     r"\{([^{}]*)\}\s*(?:\^\s*\{?\s*(-?[0-9])\s*\}?)?$"
 )
+UNIT_POWER = re.compile(r"(?<=[a-zA-Z}])\s*\^\s*\{?\s*(-?[0-9])\s*\}?$")
 # `95{minutes}` is what some normalisers leave of `95\text{minutes}`.
 _BRACED_UNIT = re.compile(r"(?<=[0-9])\s*\{\s*([a-zA-Z][a-zA-Z ]*)\}\s*(?:\^\s*\{?[0-9]\}?)?$")
 _DEGREES = re.compile(r"\s*\^\\circ$")
