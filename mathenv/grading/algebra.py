@@ -10,6 +10,7 @@ worker, and so is every spelling with two readings, such as `1/2x`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -18,6 +19,10 @@ from mathenv.grading.expression import Formula, Tree, read_formula, variables_of
 from mathenv.grading.policy import STRICT, GradePolicy
 
 MAX_CHARS = 400
+_INVERTED = re.compile(
+    r"(?<=[A-Z)])\^\s*(?:\{\s*-1\s*\}|-1|\{?\s*(?:T|\\top|\\intercal)(?![a-zA-Z])\s*\}?)"
+)
+_LETTER = re.compile(r"\\?[a-zA-Z]+")
 MAX_BITS = 4000  # of an intermediate fraction
 MAX_EXPONENT = 200
 _CLEARLY = 1e-6  # relative to the largest intermediate value
@@ -34,11 +39,23 @@ class _NotAlgebraError(ArithmeticError):
 
 
 def parse_pair(gold: str, answer: str) -> tuple[Formula, Formula] | None:
-    """Read two texts with the same letters as functions; None where one is no formula."""
-    variables = variables_of(gold) | variables_of(answer)
-    first = read_formula(gold, variables)
-    second = None if first is None else read_formula(answer, variables)
+    """Read two texts; None where one is no formula."""
+    first = read_formula(gold, variables_of(gold))
+    second = None if first is None else read_formula(answer, variables_of(answer))
     return None if first is None or second is None else (first, second)
+
+
+def matrices_in_other_order(gold: str, answer: str) -> bool:
+    """Say whether products of matrices have other orders: B^{-1}A^{-1}, A^{-1}B^{-1}.
+
+    Capital letters are taken for matrices where there are no others, and one of them is inverted
+    or transposed.
+    """
+    if not (_INVERTED.search(gold) or _INVERTED.search(answer)):
+        return False
+    letters = [_LETTER.findall(_INVERTED.sub(" ", text)) for text in (gold, answer)]
+    capitals = all(letter.isupper() for text in letters for letter in text)
+    return capitals and letters[0] != letters[1] and len(set(letters[0] + letters[1])) > 1
 
 
 def compare_algebra(gold: str, answer: str, policy: GradePolicy = STRICT) -> bool | None:
@@ -48,6 +65,8 @@ def compare_algebra(gold: str, answer: str, policy: GradePolicy = STRICT) -> boo
     pair = parse_pair(gold, answer)
     if pair is None or any(formula.ambiguous or formula.deep for formula in pair):
         return None
+    if matrices_in_other_order(gold, answer):
+        return False
     first, second = pair
     try:
         if first.names | second.names <= {"\\pi"}:

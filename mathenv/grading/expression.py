@@ -38,6 +38,7 @@ Tree = list[Any]
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<repeating>[0-9]*\.[0-9]*\s*\\(?:overline|bar|dot)\s*(?:\{\s*[0-9]{1,30}\s*\}|[0-9]))"
+    r"|(?P<named>\\(?:angle|triangle)\s*[A-Z]{1,4}(?![a-zA-Z]))"
     r"|(?P<matrix>\\(?:begin|end)\s*\{(?:[pbBvV]?matrix|smallmatrix|array)\}(?:\s*\{[lcr|\s]*\})?)"
     r"|(?P<number>[0-9]+(?:\.[0-9]+)?[eE][-+][0-9]{2,4}(?![0-9a-zA-Z.])"
     r"|[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
@@ -57,6 +58,7 @@ _BARS = {"|": "|", "\\vert": "\\vert", "\\lvert": "\\rvert"}
 _NORMS = {"\\|": "\\|", "\\Vert": "\\Vert", "\\lVert": "\\rVert"}
 _STARTS = frozenset({"(", "{", "[", "\\frac", "\\sqrt", "\\binom", "\\lfloor", "\\lceil"}) | LIMITS
 _DIFFERENTIALS = ("d", "\\partial")
+_GEOMETRIC = ("\\angle ", "\\triangle ")
 _VECTORS = frozenset({"\\vec", "\\mathbf", "\\boldsymbol", "\\nabla", "\\overrightarrow"})
 _INLINE_DERIVATIVE = re.compile(r"(?<![a-zA-Z\\])d([a-zA-Z])\s*/\s*d([a-zA-Z])(?![a-zA-Z])")
 
@@ -138,6 +140,8 @@ def tokenize(text: str) -> list[str]:
         position = match.end()
         if match["matrix"] is not None:
             tokens.append(match["matrix"].replace(" ", "").partition("}")[0] + "}")
+        elif match["named"] is not None:
+            tokens.append(_geometric(match["named"]))
         elif match["letters"] is None:
             tokens.append(match.group().strip())
         else:
@@ -146,6 +150,15 @@ def tokenize(text: str) -> list[str]:
                 raise UnreadableError
             tokens += letters
     return tokens
+
+
+def _geometric(text: str) -> str:
+    r"""Return the name of an angle or triangle: `\angle ABC` is `\angle CBA`."""
+    is_angle = text.startswith("\\angle")
+    letters = text.lstrip("\\abcdefghijklmnopqrstuvwxyz").strip()
+    if is_angle:
+        return f"\\angle {min(letters, letters[::-1])}"
+    return f"\\triangle {letters}"
 
 
 class _Parser:
@@ -276,7 +289,7 @@ class _Parser:
             token[0].isalnum()
             or token[0] == "."
             or token in _STARTS
-            or token.startswith("\\begin{")
+            or token.startswith(("\\begin{", *_GEOMETRIC))
             or token in SYMBOLS
             or token in ACCENTS
             or token in FONTS
@@ -353,6 +366,8 @@ class _Parser:
             return self._numeral(token)
         if token.startswith("\\begin{"):
             return self._matrix(token)
+        if token.startswith(_GEOMETRIC):
+            return self._name(token)
         reader = _COMMANDS.get(token)
         if reader is not None:
             return reader(self)
@@ -395,15 +410,15 @@ class _Parser:
     def _mixed(self, whole: str) -> Tree:
         """Read 2\\frac{1}{3} as two and a third; with letters in it, it is a product."""
         self._take()
-        start = self._next
-        top, bottom = self._group_tokens(), self._group_tokens()
+        start, tokens = self._next, self._tokens
+        top, bottom = self._argument(), self._argument()
         parts = ("".join(top), "".join(bottom))
         if all(part.isdigit() for part in parts):
             if int(parts[0]) >= int(parts[1]):
                 self._ambiguous = True
             else:
                 return ["+", ["n", whole], ["/", ["n", parts[0]], ["n", parts[1]]]]
-        self._next = start
+        self._next, self._tokens = start, tokens
         return _product(["n", whole], self._fraction())
 
     def _fraction(self) -> Tree:
@@ -646,7 +661,10 @@ class _Parser:
         kind = {"\\sum": "sum", "\\prod": "prod"}.get(operator)
         if kind and high and "=" in low and low.index("=") == 1 and "'" not in low:
             first, last = self._inside(low[2:]), self._inside(high)
-            return [kind, low[0], first, last, self._term()]
+            body = self._term()
+            if not _in_an_index(low[0], body):
+                return [kind, low[0], first, last, body]
+            return ["text", f"{operator}_{''.join(low)}^{''.join(high)}", body]
         text = f"{operator}_{''.join(low)}^{''.join(high)}"
         if operator in ("\\int", "\\oint", "\\iint", "\\iiint"):
             return ["text", text, self._sum()]
@@ -658,6 +676,15 @@ _COMMANDS: dict[str, Callable[[_Parser], Tree]] = {
     "\\sqrt": _Parser._root,
     "\\binom": _Parser._binomial,
 }
+
+
+def _in_an_index(name: str, tree: Any) -> bool:
+    """Say whether a variable stands in the index of another: `k` in `F_{n-k}`."""
+    if not isinstance(tree, list):
+        return False
+    if tree and tree[0] == "v":
+        return name in tree[1].partition("_")[2]
+    return any(_in_an_index(name, part) for part in tree)
 
 
 def _product(left: Tree, right: Tree) -> Tree:

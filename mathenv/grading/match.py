@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mathenv.grading.normalize import key
 from mathenv.grading.numbers import parse_number
 from mathenv.grading.points import compare_points
 from mathenv.grading.policy import GradePolicy
 from mathenv.grading.quantities import compare_quantities, same_labels
 from mathenv.grading.real_sets import compare_real_sets
-from mathenv.grading.statements import compare_statements
+from mathenv.grading.statements import compare_congruences, compare_statements
 from mathenv.grading.structure import (
     Shape,
     as_intervals,
     as_matrix,
+    as_python_list,
     expand,
     has_order,
     has_relation,
+    joined_differently,
     members_differ,
     read_shape,
     split_assignment,
@@ -71,11 +72,21 @@ def _by_parts(gold: str, answer: str, context: Context, each: Comparer) -> Verdi
         return each(*unwrapped, context)
     if context.policy.symbols == "same" and members_differ(gold, answer):
         return wrong("the variables differ")
-    for rule in (compare_statements, compare_quantities, compare_points, compare_real_sets):
+    for rule in (
+        compare_congruences,
+        compare_statements,
+        compare_quantities,
+        compare_points,
+        compare_real_sets,
+    ):
         verdict = rule(gold, answer, context, each)
         if verdict is not None:
             return verdict
+    if joined_differently(gold, answer):
+        return wrong("and is not or")
     gold_shape, answer_shape = read_shape(gold), read_shape(answer)
+    if gold_shape is not None and answer_shape is not None:
+        answer_shape = as_python_list(gold_shape, answer_shape)
     if gold_shape is None or answer_shape is None:
         return _value_against_shape(gold, answer, gold_shape, answer_shape, context, each)
     return _compare_shapes(expand(gold_shape), expand(answer_shape), context, each)
@@ -116,7 +127,9 @@ def _unfolded(gold: str, answer: str) -> tuple[str, str] | None:
 
 def _without_relations(gold: str, answer: str) -> tuple[str, str] | None:
     """Write inequalities as intervals where the other side is made of intervals; else None."""
-    if has_order(gold) == has_order(answer):
+    if has_order(gold) == has_order(answer) and (
+        not has_order(gold) or ("|" in gold) == ("|" in answer)
+    ):
         return None
     texts = as_intervals(gold), as_intervals(answer)
     if texts == (gold, answer) or members_differ(gold, answer):
@@ -158,8 +171,6 @@ def _brackets_agree(gold: Shape, answer: Shape, policy: GradePolicy) -> bool:
         return True
     if gold.kind == answer.kind:
         return gold.kind != "tuple" or gold.brackets == answer.brackets
-    if gold.kind == "list" and answer.kind == "tuple" and answer.brackets == "[]":
-        return True  # as Python prints a list
     return {gold.kind, answer.kind} == {"list", "set"}
 
 
@@ -199,7 +210,8 @@ def _compare_ratios(gold: Shape, answer: Shape, context: Context, each: Comparer
         (f"({g})*({answer.items[0]})", f"({a})*({gold.items[0]})")
         for g, a in zip(gold.items[1:], answer.items[1:], strict=True)
     ]
-    if any(key(item) in ("0", "0.0") for item in (*gold.items, *answer.items)):
+    numbers = [parse_number(item) for item in (*gold.items, *answer.items)]
+    if any(number is not None and number.value == 0 for number in numbers):
         return _ordered(gold.items, answer.items, context, each)
     return all_correct([each(g, a, context) for g, a in pairs])
 

@@ -15,12 +15,18 @@ from mathenv.grading.unicode_spelling import to_ascii
 _PLAIN = re.compile(r"-?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|-?[0-9]+/[0-9]+")
 _PREFIX = re.compile(
     r"^(?:\\(?:text|textbf|mbox|textrm)\s*\{\s*)?(?:(?:so|thus|hence|therefore),?\s+)?"
-    r"(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is)?\s*:?(?:\s*\}\s*|\s+)",
+    r"(?:(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is)?\s*:?(?:\s*\}\s*|\s+)"
+    r"|(?:about|approximately|roughly|around|exactly|only)\s+(?=[-0-9\\.]))",
     re.IGNORECASE,
 )
 _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (
+            r"\(?\s*\\?(?<![a-zA-Z])[pb]?mod(?:ulo)?(?![a-zA-Z])\s*\{?\s*([0-9]+|[a-z])\s*\}?(?:\s*\))?",
+            r"\\pmod{\1}",
+        ),
+        (r"\\f?box(?:ed)?\s*(?=\{)", ""),
         (r"\\(?:ensuremath|underline|textcolor\s*\{[a-z]+\})(?![a-zA-Z])", ""),
         (r"\\color\s*\{[a-zA-Z]+\}|\\h(?:space|skip)\*?\s*\{[^{}]*\}", ""),
         (

@@ -15,7 +15,7 @@ from mathenv.grading.letters import FUNCTIONS, SYMBOLS
 
 MAX_CHARS = 1000
 _LIKELY = re.compile(
-    r"[A-Za-z_][A-Za-z_.0-9]*\(|\*\*|[0-9]_[0-9]|^[\[{(].*[\]})]$|[0-9]j\b|[<>]=|&|^-?oo$|"
+    r"\b(?:math|np|numpy|sympy)\.|[A-Za-z_][A-Za-z_.0-9]*\(|\*\*|[0-9]_[0-9]|^[\[{(].*[\]})]$|[0-9]j\b|[<>]=|&|^-?oo$|"
     r"[0-9a-z)]\s*\*\s*[a-zA-Z0-9(]",
     re.DOTALL,
 )

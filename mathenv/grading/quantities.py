@@ -81,7 +81,7 @@ def same_labels(
         return (list(gold), list(answer)) if not any(first) or not any(second) else None
     if sorted(first) != sorted(second) or len(set(first)) != len(first):
         return () if sorted(first) != sorted(second) else None
-    order = {label: part for label, part in zip(second, answer, strict=True)}
+    order = dict(zip(second, answer, strict=True))
     return list(gold), [order[label] for label in first]
 
 

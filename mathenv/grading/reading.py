@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from mathenv.grading.algebra import parse_pair
+from mathenv.grading.algebra import matrices_in_other_order, parse_pair
 from mathenv.grading.expression import Formula, Tree
 from mathenv.grading.letters import FUNCTIONS, OPAQUE_FUNCTIONS
 from mathenv.grading.relations import Relation, split_relations
@@ -36,6 +36,8 @@ def read_pair(gold: str, answer: str, any_names: bool = False) -> Reading | bool
     relations = split_relations(gold), split_relations(answer)
     if relations != (None, None):
         return _read_relations(*relations)
+    if matrices_in_other_order(gold, answer):
+        return False
     pair = parse_pair(gold, answer) or parse_pair(_bare(gold), _bare(answer))
     return None if pair is None else _reading(*pair, "equal", any_names)
 

@@ -3,6 +3,7 @@ r"""Compare statements (`x = 5`, `a + b = 7`, `1 < x < 2`) with values and with 
 from __future__ import annotations
 
 import math
+import re
 
 from mathenv.grading.algebra import approximate
 from mathenv.grading.chains import Chain, is_closed, read_chain
@@ -12,6 +13,26 @@ from mathenv.grading.structure import same_role
 from mathenv.grading.verdict import Comparer, Context, Verdict, all_correct, wrong
 
 _ROUGHLY = 0.01  # relative, where the number of decimals does not tell
+
+
+_CONGRUENCE = re.compile(r"(.+?)\\equiv\s*(.+?)\s*\\pmod\{(\w+)\}")
+
+
+def compare_congruences(gold: str, answer: str, context: Context, each: Comparer) -> Verdict | None:
+    r"""Compare `x \equiv 2 \pmod 5` by modulus and residue."""
+    first, second = _CONGRUENCE.fullmatch(gold), _CONGRUENCE.fullmatch(answer)
+    if first is None or second is None:
+        return None
+    (name, residue, modulus), (other_name, other, other_modulus) = first.groups(), second.groups()
+    if modulus != other_modulus:
+        return wrong("the moduli differ")
+    numbers = parse_number(residue), parse_number(other)
+    if modulus.isdigit() and int(modulus) and numbers[0] is not None and numbers[1] is not None:
+        multiple = (numbers[0].value - numbers[1].value) % int(modulus) == 0
+        equal = Verdict.of(multiple, "structure", "by residues")
+    else:
+        return all_correct([each(name, other_name, context), each(residue, other, context)])
+    return all_correct([equal, each(name, other_name, context)])
 
 
 def compare_statements(gold: str, answer: str, context: Context, each: Comparer) -> Verdict | None:
@@ -58,9 +79,9 @@ def _compare_chains(gold: Chain, answer: Chain, context: Context, each: Comparer
         if gold.left and gold.left == answer.left and not gold.is_unsolved:
             return _stated(gold.main, Chain("", answer.exact, answer.rough), context, each)
         return None
-    if gold.name and answer.name and not same_role(gold.name, answer.name):
-        if context.policy.symbols == "same":
-            return None
+    named = gold.name and answer.name and context.policy.symbols == "same"
+    if named and not same_role(gold.name, answer.name):
+        return None
     bare = Chain("", answer.exact, answer.rough)
     if not gold.exact:
         return _expected(Chain("", (), gold.rough), bare.main, context, each)

@@ -19,9 +19,12 @@ _WORD = (
     r"|(?<![a-zA-Z\\{{])(?:{0})(?![a-zA-Z}}])"
 )
 _JOINING = {
-    ",": re.compile(_WORD.format("and|or") + r"|\\(?:lor|land|vee|wedge)(?![a-zA-Z])"),
+    ",": re.compile(_WORD.format("and|or")),
+    "=": re.compile(_WORD.format("and|or") + r"|\\(?:lor|land|vee|wedge)(?![a-zA-Z])"),
     "or": re.compile(_WORD.format("or") + r"|\\(?:lor|vee)(?![a-zA-Z])"),
 }
+_AND = re.compile(_WORD.format("and") + r"|\\(?:land|wedge)(?![a-zA-Z])")
+_OR = re.compile(_WORD.format("or") + r"|\\(?:lor|vee)(?![a-zA-Z])")
 _WORDED = re.compile(r"\\(?:text|textrm|mbox|mathrm)\s*\{([^{}]*[0-9][^{}]*)\}")
 _MEMBER = re.compile(r"^([a-zA-Z](?:_\{?\w+\}?|\([a-z]\))?)\s*\\in(?![a-zA-Z])\s*")
 _MATRIX = re.compile(
@@ -84,6 +87,20 @@ def read_shape(text: str) -> Shape | None:
     if len(parts) > 1 and not _RELATION.search(text):
         return Shape("ratio", parts)
     return _read_brackets(text) or _read_plus_minus(text)
+
+
+def as_python_list(gold: Shape, answer: Shape) -> Shape:
+    """Read the answer [1, 2] as Python's list where the reference lists values, no interval."""
+    python = gold.kind == "list" and answer.kind == "tuple" and answer.brackets == "[]"
+    return replace(answer, kind="list") if python else answer
+
+
+def joined_differently(first: str, second: str) -> bool:
+    """Say whether inequalities are joined by `and` on one side and by `or` on the other."""
+    if not (has_order(first) and has_order(second)):
+        return False
+    words = [(bool(_AND.search(text)), bool(_OR.search(text))) for text in (first, second)]
+    return words in ([(True, False), (False, True)], [(False, True), (True, False)])
 
 
 def _read_matrix(text: str) -> Shape | None:
@@ -181,6 +198,8 @@ def _closes_at_end(text: str, opening: str, closing: str) -> bool:
 
 def _read_plus_minus(text: str) -> Shape | None:
     r"""Read `a \pm b` as its two values."""
+    if "\\pm" not in text:
+        text = text.replace("\\mp", "\\pm")
     if len(_PLUS_MINUS.findall(text)) != 1 or _RELATION.search(text.partition("=")[2]):
         return None
     plus = _PLUS_MINUS.sub("+", text).replace("\\mp", "-")
@@ -210,7 +229,8 @@ def split_top(text: str, separator: str) -> tuple[str, ...]:
     """
     parts: list[str] = []
     depth = start = position = 0
-    words = _JOINING.get(separator)
+    related = separator == "," and _RELATION.search(text)
+    words = _JOINING.get("=" if related else separator)  # p \\land q is one statement
     while position < len(text):
         char = text[position]
         length = 0

@@ -117,9 +117,9 @@ class SymbolicComparer:
         if isinstance(reading, bool):
             return Reply("correct" if reading else "incorrect", "by the relation signs")
         gold_latex, answer_latex = to_latex(gold), to_latex(answer)
-        if reading is None:
-            if not same_symbols(gold_latex, answer_latex) or _lengths_differ(gold, answer):
-                return _not_understood(answer)
+        guess = same_symbols(gold_latex, answer_latex) and not _lengths_differ(gold, answer)
+        if reading is None and not guess:
+            return _not_understood(answer)
         job = asdict(options) | {"reading": reading}
         return self._ask(gold_latex, answer_latex, job, budget)
 

@@ -46,6 +46,8 @@ def compare_words(gold: str, answer: str, policy: GradePolicy = STRICT) -> bool 
         return None
     if gold_words == answer_words:
         return True
+    if gold_words.isupper() and answer_words.isupper() and len(gold_words) > 1:
+        return False  # names of points, segments, directions: NE is not EN
     named = any(map(_holds_words, (gold_words, answer_words)))
     if not wrapped and not named:
         return None  # kx-a
@@ -105,8 +107,10 @@ def compare_clock_times(gold: str, answer: str, policy: GradePolicy = STRICT) ->
     None for ratios: 9:10, where the reference has no sign of a time and no common factor.
     """
     gold_time, answer_time = _clock(gold), _clock(answer)
-    if gold_time is None or answer_time is None or _is_ratio(gold, gold_time):
+    if gold_time is None or _is_ratio(gold, gold_time):
         return None
+    if answer_time is None:
+        return False if ":" in answer else None
     return gold_time == answer_time
 
 
