@@ -16,12 +16,14 @@ from fractions import Fraction
 from typing import Any
 
 from mathenv.grading.expression import Formula, Tree, read_formula, variables_of
+from mathenv.grading.normalize import key
 from mathenv.grading.policy import STRICT, GradePolicy
 
 MAX_CHARS = 400
 _INVERTED = re.compile(
     r"(?<=[A-Z)])\^\s*(?:\{\s*-1\s*\}|-1|\{?\s*(?:T|\\top|\\intercal)(?![a-zA-Z])\s*\}?)"
 )
+_CARTESIAN = re.compile(r"[A-Z](?:\s*\\times\s*[A-Z])+")
 _LETTER = re.compile(r"\\?[a-zA-Z]+")
 MAX_BITS = 4000  # of an intermediate fraction
 MAX_EXPONENT = 200
@@ -46,11 +48,13 @@ def parse_pair(gold: str, answer: str) -> tuple[Formula, Formula] | None:
 
 
 def matrices_in_other_order(gold: str, answer: str) -> bool:
-    """Say whether products of matrices have other orders: B^{-1}A^{-1}, A^{-1}B^{-1}.
+    r"""Say whether products of matrices or sets have other orders: B^{-1}A^{-1}, A^{-1}B^{-1}.
 
     Capital letters are taken for matrices where there are no others, and one of them is inverted
     or transposed.
     """
+    if _CARTESIAN.fullmatch(gold) and _CARTESIAN.fullmatch(answer):
+        return key(gold) != key(answer)
     if not (_INVERTED.search(gold) or _INVERTED.search(answer)):
         return False
     letters = [_LETTER.findall(_INVERTED.sub(" ", text)) for text in (gold, answer)]

@@ -13,12 +13,16 @@ from mathenv.grading.normalize import key
 from mathenv.grading.reading import CONSTANTS
 from mathenv.grading.relations import split_relations
 
-NAME = r"(?:[a-zA-Z]|\\(?!(?:infty|pi|frac|sqrt)(?![a-z]))[a-zA-Z]+)(?:_(?:[0-9a-zA-Z]|\{[0-9a-zA-Z]+\}))?'*"
+NAME = (
+    r"(?:[a-zA-Z]|\\(?!(?:infty|pi|frac|sqrt)(?![a-z]))[a-zA-Z]+)"
+    r"(?:_(?:[0-9a-zA-Z]|\{[0-9a-zA-Z]+\}))?'*"
+)
 FUNCTION = rf"{NAME}(?:\^\{{(?:-1|\([0-9]\))\}})?\s*\(\s*[^()=]*\s*\)"
 NAMES = rf"\(\s*{NAME}(?:\s*,\s*{NAME})+\s*\)"
 _NAMED = re.compile(
     rf"{FUNCTION}|{NAMES}|{NAME}|m?\s*\\(?:angle|triangle)\s*[A-Z]{{1,3}}|\|?[A-Z]{{2,3}}\|?"
-    r"|[A-Z]{1,2}\s*:\s*[A-Z]{1,2}|\\overline\s*\{[A-Z]{2}\}|(?:\\(?:text|mathrm|textrm)\s*\{[A-Za-z .']+\}|[A-Z]?[a-z]{4,})"
+    r"|[A-Z]{1,2}\s*:\s*[A-Z]{1,2}|\\overline\s*\{[A-Z]{2}\}"
+    r"|(?:\\(?:text|mathrm|textrm)\s*\{[A-Za-z .']+\}|[A-Z]?[a-z]{4,})"
 )
 _WORDS = re.compile(
     r"(?<![a-zA-Z\\])(?:because|since|so|thus|hence|therefore|but|not|if)(?![a-zA-Z])"

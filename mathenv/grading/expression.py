@@ -255,8 +255,9 @@ class _Parser:
                 divided = token in ("/", "\\div")
             elif self._starts_factor(token):
                 self._ambiguous |= divided  # 1/2x
-                if self._is_number(-1) and self._is_number():
-                    raise UnreadableError  # `2 3`
+                last = left[-1] if left[0] == "*" else left
+                if last[0] == "n" and self._is_number():
+                    raise UnreadableError  # `2 3`, but not `2^6 3^5`
                 left = _product(left, self._power())
             elif token == "\\circ":
                 self._take()
@@ -394,6 +395,8 @@ class _Parser:
             if match is None:
                 raise UnreadableError
             return ["n", str(repeating(*match.groups()))]
+        if token[0] == "0" and token.isdigit() and len(token) > 1:
+            raise UnreadableError  # 2020-01-02 is no difference
         self._decimal |= "." in token or "e" in token.lower()
         return ["n", token.replace(",", "")]
 

@@ -1,4 +1,4 @@
-r"""Wrong answers made from right ones: one digit, letter, index, exponent, function or sign changed.
+r"""Wrong answers from right ones: a digit, letter, index, exponent, function or sign is changed.
 
 What a grader accepts of these it accepts wrongly, but for the few changes that keep the meaning,
 such as the sign in `(-3)^2`.

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from mathenv.grading.normalize import braced
 from mathenv.grading.policy import STRICT, GradePolicy
-from mathenv.grading.units import UNIT_POWER, conversion, split_unit, units_agree
+from mathenv.grading.units import UNIT_POWER, conversion, labels_conflict, split_unit, units_agree
 
 MAX_SCALE = 400  # decimal exponents beyond this are left to the symbolic tier
 
@@ -140,6 +140,8 @@ def numbers_equal(gold: ExactNumber, answer: ExactNumber, policy: GradePolicy = 
         answer = replace(answer, value=answer.value * factor, unit=gold.unit)
         if not factor or gold.unit_power or answer.unit_power:
             return False
+    if factor is None and labels_conflict(gold.unit, answer.unit):
+        return False
     if policy.units != "strip" and not units_agree(gold.unit, answer.unit, policy):
         return False
     if policy.require_reduced and not (answer.reduced and _kinds_fit(gold, answer)):

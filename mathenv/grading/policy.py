@@ -146,7 +146,8 @@ def find_policy(policy: str | GradePolicy) -> GradePolicy:
     policy is the whole text.
 
     Raises:
-        ConfigError: neither a name nor a policy, no preset has this name, or a change names no field or no allowed value.
+        ConfigError: neither a name nor a policy, no preset has this name, or a change names no
+            field or no allowed value.
     """
     if isinstance(policy, GradePolicy):
         return policy

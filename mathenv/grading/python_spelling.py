@@ -53,6 +53,8 @@ def from_python(text: str) -> str:
             warnings.simplefilter("ignore")
             tree = ast.parse(text.strip(), mode="eval").body
         _mark_letters(tree)
+        if isinstance(tree, ast.Name) and tree.id not in _NAMES:
+            return text  # (D) is a choice
         if isinstance(tree, ast.Tuple) and tree.elts and tree.elts[0].col_offset == 0:
             return ", ".join(_all(tree.elts))  # no brackets around it
         return _write(tree)
@@ -307,8 +309,33 @@ def _finite_set(a: list[str]) -> str:
 _CALLS: dict[str, Callable[[list[str]], str]] = {
     **dict.fromkeys(("Fraction", "Rational"), _fraction),
     **dict.fromkeys(
-        "Integer Float Decimal float int mpf S sympify str list Poly simplify round "
-        "float64 float32 float16 int64 int32 int16 int8 uint8 bool_ bool longdouble str_".split(),
+        [
+            "Integer",
+            "Float",
+            "Decimal",
+            "float",
+            "int",
+            "mpf",
+            "S",
+            "sympify",
+            "str",
+            "list",
+            "Poly",
+            "simplify",
+            "round",
+            "float64",
+            "float32",
+            "float16",
+            "int64",
+            "int32",
+            "int16",
+            "int8",
+            "uint8",
+            "bool_",
+            "bool",
+            "longdouble",
+            "str_",
+        ],
         _same,
     ),
     **dict.fromkeys(("complex", "complex128", "mpc"), lambda a: _complex(a) if a[1:] else _same(a)),

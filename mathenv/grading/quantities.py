@@ -1,4 +1,4 @@
-r"""Numbers with labels: `12 boys, 15 girls`, `2 hours 30 minutes`, `6 \text{ red}, 3 \text{ blue}`."""
+r"""Numbers with labels: `12 boys, 15 girls`, `2 hours 30 minutes`, `6 \text{ red}, 3 blue`."""
 
 from __future__ import annotations
 

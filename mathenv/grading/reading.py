@@ -1,32 +1,25 @@
 r"""What the worker is asked about two texts: their formulas, and in which sense they are equal.
 
 `read_pair` gives the job. Where it finds none, our own rules do not understand the texts, and then
-math-verify is asked only if both are spelled with the same symbols (`same_symbols`): what it
-makes of a text that we cannot read is a guess.
+only equal texts match: a library's guess at a text that we cannot read is no proof.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from typing import Any
 
 from mathenv.grading.algebra import matrices_in_other_order, parse_pair
 from mathenv.grading.expression import Formula, Tree
-from mathenv.grading.letters import FUNCTIONS, OPAQUE_FUNCTIONS
 from mathenv.grading.relations import Relation, split_relations
 from mathenv.grading.units import split_unit
 
 CONSTANTS = frozenset({"\\pi", "e", "i"})
-_SYMBOL = re.compile(r"\\[a-zA-Z]+|\\.|[0-9]+(?:\.[0-9]+)?|[a-zA-Z]|[^\s{}]")
-_WORD = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z]{3,}|\\(?:text|mbox|textrm|textbf)(?![a-zA-Z])")
-_MULTIPLIED = frozenset({"\\cdot", "\\times", "*"})
 
 Reading = dict[str, Any]
 
 
 def read_pair(gold: str, answer: str, any_names: bool = False) -> Reading | bool | None:
-    """Return the job for the worker, a verdict that needs none, or None where nothing is understood.
+    """Return the worker's job, a verdict that needs none, or None where nothing is understood.
 
     Args:
         gold: a normalised text without commas: one value, equation or inequality.
@@ -84,19 +77,3 @@ def _renamed(tree: Tree, names: dict[str, str]) -> Tree:
         known = tree[1] in CONSTANTS
         return tree if known else ["v", names.setdefault(tree[1], f"any {len(names)}")]
     return [_renamed(part, names) if isinstance(part, list) else part for part in tree]
-
-
-def same_symbols(gold: str, answer: str) -> bool:
-    """Say whether two texts are spelled with the same symbols, each as often; no words in them."""
-    return not (_has_words(gold) or _has_words(answer)) and _symbols(gold) == _symbols(answer)
-
-
-def _has_words(text: str) -> bool:
-    return any(
-        word.startswith("\\") or (word not in FUNCTIONS and word not in OPAQUE_FUNCTIONS)
-        for word in _WORD.findall(text)
-    )
-
-
-def _symbols(text: str) -> Counter[str]:
-    return Counter(symbol for symbol in _SYMBOL.findall(text) if symbol not in _MULTIPLIED)

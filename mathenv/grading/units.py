@@ -108,8 +108,45 @@ MEASURES: dict[str, tuple[str, Fraction]] = {
 MEASURES |= {other: MEASURES[name] for other, name in _OTHER_NAMES.items()}
 
 
+_ABBREVIATIONS = frozenset(
+    [
+        "mph",
+        "kph",
+        "kmh",
+        "fps",
+        "cm",
+        "mm",
+        "km",
+        "kg",
+        "mg",
+        "lb",
+        "oz",
+        "sec",
+        "min",
+        "hr",
+        "ft",
+        "yd",
+        "mi",
+    ]
+)
+
+
+def labels_conflict(gold: str, answer: str) -> bool:
+    """Say whether two labels name different things: real roots and complex roots, boys and girls.
+
+    Not where one only says more (`red marbles`, `marbles`), or where one is a unit of measure,
+    which has many names.
+    """
+    first, second = set(gold.split()), set(answer.split())
+    if not first or not second or (first | second) & (MEASURES.keys() | _ABBREVIATIONS):
+        return False
+    if min(map(len, first | second)) < 3:
+        return False
+    return not (first <= second or second <= first)
+
+
 def conversion(gold: str, answer: str) -> Fraction | None:
-    """Return how many of the gold's unit one of the answer's is; None where they cannot be compared.
+    """Return how many of the gold's unit one of the answer's is; None for words of other kinds.
 
     0 for units of different kinds: no number of seconds is a metre.
     """

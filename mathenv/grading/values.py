@@ -85,10 +85,10 @@ class Evaluator:
     """Values of trees at one point."""
 
     def __init__(
-        self, point: int, negative: str = "", bound: Mapping[str, Any] | None = None
+        self, point: int, special: str = "", bound: Mapping[str, Any] | None = None
     ) -> None:
         self._point = point
-        self._negative = negative  # the variable that has a negative value
+        self._special = special  # the variable that is negative, or after "complex " not real
         self._bound = dict(bound or {})
         self.largest = mp.mpf(0)  # of all terms of sums: how much may have cancelled
         self._in_degrees = False
@@ -129,7 +129,9 @@ class Evaluator:
             return mp.mpf(2 + (code + self._point * (code % 7 + 1)) % 11)
         size = mp.mpf(1 + (code // 16 * (2 * self._point + 1)) % 99_991) / 31_013
         size += mp.mpf(1) / 9
-        return -size if name == self._negative else size
+        if self._special == f"complex {name}":
+            return mp.mpc(size, size / 3)
+        return -size if name == self._special else size
 
     def _add(self, *terms: Tree) -> Any:
         values = [self.value(term) for term in terms]
@@ -204,7 +206,7 @@ class Evaluator:
 
         def term(number: Any) -> Any:
             bound = {**self._bound, name: mp.mpf(number)}
-            inner = Evaluator(self._point, self._negative, bound)
+            inner = Evaluator(self._point, self._special, bound)
             result = inner.value(body)
             self.largest = max(self.largest, abs(result))
             return result
@@ -369,9 +371,9 @@ def compare(reading: Mapping[str, Any], options: Mapping[str, Any]) -> bool | No
     return None if equal is False and not reading["exact"] else equal
 
 
-def _pair(reading: Mapping[str, Any], point: int, negative: str = "") -> tuple[Any, Any, Any]:
+def _pair(reading: Mapping[str, Any], point: int, special: str = "") -> tuple[Any, Any, Any]:
     """Return both values and the size of what they were computed from."""
-    first, second = Evaluator(point, negative), Evaluator(point, negative)
+    first, second = Evaluator(point, special), Evaluator(point, special)
     a, b = first.scalar(reading["gold"]), second.scalar(reading["answer"])
     return a, b, max(first.largest, second.largest, abs(a), abs(b))
 
@@ -380,9 +382,10 @@ def _pairs(reading: Mapping[str, Any]) -> Iterator[tuple[Any, Any, Any, bool]]:
     """Yield both values, their size, and whether all variables are positive, at all points."""
     points = [(point, "") for point in POINTS + WHOLE_POINTS]
     points += [(9 + i, name) for i, name in enumerate(reading["names"][:_MIXED_POINTS])]
-    for point, negative in points:
+    points += [(19, f"complex {name}") for name in reading["names"] if name[0] in "zw"]
+    for point, special in points:
         try:
-            yield *_pair(reading, point, negative), not negative
+            yield *_pair(reading, point, special), not special
         except Exception as error:
             if not _undecided(error):
                 raise
