@@ -532,6 +532,8 @@ class _Parser:
         ahead = 0
         if self._peek() == "^":
             ahead = self._behind_script()
+        if token == "E" and self._peek() == "[":
+            return True  # an expected value
         if self._peek(ahead) != "(":
             return False
         if token in FUNCTION_LETTERS:
@@ -553,12 +555,12 @@ class _Parser:
 
     def _arguments(self) -> list[Tree]:
         self._enter()
-        self._take("(")
+        closing = _CLOSING[self._take()]
         bars, self._bars = self._bars, 0
         arguments = [self._sum()]
         while self._taken(","):
             arguments.append(self._sum())
-        self._take(")")
+        self._take(closing)
         self._bars = bars
         self._depth -= 1
         return arguments

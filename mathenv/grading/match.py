@@ -104,7 +104,7 @@ def _value_against_shape(
     shape, text = (gold_shape, answer) if gold_shape is not None else (answer_shape, gold)
     if shape is None:
         return None
-    if shape.kind == "set" and len(shape.items) == 1:
+    if shape.kind == "set" and len(shape.items) == 1 and "\\emptyset" not in shape.items:
         pair = (shape.items[0], text) if gold_shape is not None else (text, shape.items[0])
         return each(*pair, context)
     if shape.kind == "ratio" and len(shape.items) == 2:
@@ -144,6 +144,8 @@ def _compare_shapes(gold: Shape, answer: Shape, context: Context, each: Comparer
         return _compare_ratios(gold, answer, context, each)
     if gold.kind == "union" or answer.kind == "union":
         return _compare_unions(gold, answer, context, each)
+    if _nested_sets(gold) != _nested_sets(answer):
+        return wrong("an element is not the set of it")
     named = _compare_named(gold, answer, context, each)
     if named is not None:
         return named
@@ -159,6 +161,10 @@ def _compare_shapes(gold: Shape, answer: Shape, context: Context, each: Comparer
     if _in_order(gold, answer, context.policy):
         return _ordered(gold.items, answer.items, context, each)
     return _unordered(gold.items, answer.items, context, each)
+
+
+def _nested_sets(shape: Shape) -> int:
+    return sum(item.startswith("\\{") for item in shape.items) if shape.kind != "tuple" else 0
 
 
 def _plain(shape: Shape) -> bool:

@@ -12,7 +12,14 @@ from fractions import Fraction
 
 from mathenv.grading.normalize import braced
 from mathenv.grading.policy import STRICT, GradePolicy
-from mathenv.grading.units import UNIT_POWER, conversion, labels_conflict, split_unit, units_agree
+from mathenv.grading.units import (
+    UNIT_POWER,
+    conversion,
+    labels_conflict,
+    split_power,
+    split_unit,
+    units_agree,
+)
 
 MAX_SCALE = 400  # decimal exponents beyond this are left to the symbolic tier
 
@@ -70,7 +77,8 @@ def parse_number(text: str) -> ExactNumber | None:
         if number is not None:
             return replace(number, unit=unit.lower(), letter_unit=True)
     if number is not None and unit:
-        number = replace(number, unit=unit)
+        unit, worded = split_power(unit)
+        number = replace(number, unit=unit, unit_power=worded)
     power = UNIT_POWER.search(text) if number is not None and unit else None
     if number is None or power is None:
         return number
@@ -133,12 +141,13 @@ def _exact(digits: str) -> Fraction:
 
 def numbers_equal(gold: ExactNumber, answer: ExactNumber, policy: GradePolicy = STRICT) -> bool:
     """Decide whether two numbers agree under `policy` (see there; cm^2 is never cm^3)."""
-    if gold.unit_power and answer.unit_power and gold.unit_power != answer.unit_power:
+    if gold.unit and answer.unit and gold.unit_power != answer.unit_power:
         return False
     factor = conversion(gold.unit, answer.unit)
     if factor is not None and factor != 1:  # 5 km is 5000 m, and not 5 m
-        answer = replace(answer, value=answer.value * factor, unit=gold.unit)
-        if not factor or gold.unit_power or answer.unit_power:
+        power = int(gold.unit_power or 1)
+        answer = replace(answer, value=answer.value * factor**power, unit=gold.unit)
+        if not factor:
             return False
     if factor is None and labels_conflict(gold.unit, answer.unit):
         return False

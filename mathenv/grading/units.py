@@ -16,6 +16,7 @@ WRAPPED_UNIT = re.compile(
 UNIT_POWER = re.compile(r"(?<=[a-zA-Z}])\s*\^\s*\{?\s*(-?[0-9])\s*\}?$")
 # `95{minutes}` is what some normalisers leave of `95\text{minutes}`.
 _BRACED_UNIT = re.compile(r"(?<=[0-9])\s*\{\s*([a-zA-Z][a-zA-Z ]*)\}\s*(?:\^\s*\{?[0-9]\}?)?$")
+_POWER_WORDS = re.compile(r"\b(?:(sq|square)|(cu|cubic))\b\s*")
 _DEGREES = re.compile(r"\s*\^\\circ$")
 # Words that change the value, or that name one of two possible answers, are not units.
 _NOT_A_UNIT = re.compile(
@@ -108,41 +109,76 @@ MEASURES: dict[str, tuple[str, Fraction]] = {
 MEASURES |= {other: MEASURES[name] for other, name in _OTHER_NAMES.items()}
 
 
-_ABBREVIATIONS = frozenset(
+# Other units of measure, which are not converted but told apart: names in lower case.
+_MEASURED = frozenset(
     [
-        "mph",
-        "kph",
-        "kmh",
-        "fps",
-        "cm",
-        "mm",
-        "km",
-        "kg",
-        "mg",
-        "lb",
-        "oz",
-        "sec",
-        "min",
-        "hr",
-        "ft",
-        "yd",
-        "mi",
+        "w",
+        "kw",
+        "mw",
+        "gw",
+        "n",
+        "kn",
+        "j",
+        "kj",
+        "mj",
+        "v",
+        "kv",
+        "ev",
+        "kev",
+        "mev",
+        "hz",
+        "khz",
+        "mhz",
+        "ghz",
+        "pa",
+        "kpa",
+        "c",
+        "f",
+        "k",
+        "a",
+        "ma",
+        "mol",
+        "knot",
+        "per",
+        "newton",
+        "joule",
+        "watt",
+        "volt",
+        "pascal",
+        "hertz",
+        "nm",
+        "um",
     ]
 )
+_COMPOUND = {"mph": "mile hour", "kph": "km hour", "kmh": "km hour", "fps": "foot second"}
 
 
 def labels_conflict(gold: str, answer: str) -> bool:
-    """Say whether two labels name different things: real roots and complex roots, boys and girls.
+    """Say whether two labels name different things: real roots and complex roots, m/s and km/h.
 
-    Not where one only says more (`red marbles`, `marbles`), or where one is a unit of measure,
-    which has many names.
+    Not where one only says more (`red marbles`, `marbles`), or where a unit of measure is on one
+    side only.
     """
-    first, second = set(gold.split()), set(answer.split())
-    if not first or not second or (first | second) & (MEASURES.keys() | _ABBREVIATIONS):
+    first, second = _words(gold), _words(answer)
+    if not first or not second:
         return False
-    if min(map(len, first | second)) < 3:
+    known = [
+        all(word in MEASURES or word in _MEASURED for word in side) for side in (first, second)
+    ]
+    if all(known):
+        return _measures(first) != _measures(second)
+    one, other = set(first), set(second)
+    if any(known) or (one | other) & MEASURES.keys() or min(map(len, one | other)) < 3:
         return False
-    return not (first <= second or second <= first)
+    return not (one <= other or other <= one)
+
+
+def _words(label: str) -> list[str]:
+    return " ".join(_COMPOUND.get(word, word) for word in label.split()).split()
+
+
+def _measures(words: list[str]) -> list[object]:
+    return [MEASURES.get(word, word) for word in words if word != "per"]
 
 
 def conversion(gold: str, answer: str) -> Fraction | None:
@@ -154,3 +190,11 @@ def conversion(gold: str, answer: str) -> Fraction | None:
     if first is None or second is None:
         return None
     return second[1] / first[1] if first[0] == second[0] else Fraction(0)
+
+
+def split_power(unit: str) -> tuple[str, str]:
+    """Return a unit without `square` or `cubic`, and the exponent that the word stands for."""
+    match = _POWER_WORDS.search(unit)
+    if match is None or _POWER_WORDS.sub("", unit).strip() in ("", "unit"):
+        return unit, ""
+    return _POWER_WORDS.sub("", unit).strip(), "2" if match[1] else "3"

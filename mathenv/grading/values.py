@@ -367,8 +367,28 @@ def compare(reading: Mapping[str, Any], options: Mapping[str, Any]) -> bool | No
     assert reading["form"] in _FORMS
     if reading["form"] != "equal":
         return _same_up_to_factor(reading)
-    equal = _closed_equal(reading, options) if not reading["names"] else _equal(reading, options)
+    if reading["names"]:
+        equal = _equal(reading, options)
+    else:
+        equal = _closed_equal(reading, options)
+        if equal is False and (common := _with_common_logarithms(reading)):
+            equal = _closed_equal(common, options)
     return None if equal is False and not reading["exact"] else equal
+
+
+def _with_common_logarithms(reading: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    r"""Read `\log 100` as 2 where nothing natural is near; None without such a logarithm."""
+    text = repr(reading["gold"]) + repr(reading["answer"])
+    if "'log'" not in text or "'ln'" in text or "'e'" in text:
+        return None
+    sides = {side: _log_as_lg(reading[side]) for side in ("gold", "answer")}
+    return {**reading, **sides}
+
+
+def _log_as_lg(tree: Any) -> Any:
+    if isinstance(tree, list):
+        return [_log_as_lg(part) for part in tree]
+    return "lg" if tree == "log" else tree
 
 
 def _pair(reading: Mapping[str, Any], point: int, special: str = "") -> tuple[Any, Any, Any]:
