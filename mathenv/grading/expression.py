@@ -45,6 +45,7 @@ _TOKEN = re.compile(
     r"|(?P<command>\\(?:[a-zA-Z]+|[|{}\\]))|(?P<letters>[a-zA-Z]+)"
     r"|(?P<other>[-+*/^(){}\[\]_|!%',=&]))"
 )
+_HEXADECIMAL = re.compile(r"(?<![0-9a-zA-Z.])0[xX][0-9a-fA-F]")
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\s*\\[a-z]+\s*\{?\s*([0-9]+)")
 _CLOSING = {
     "{": "}",
@@ -128,7 +129,7 @@ def tokenize(text: str) -> list[str]:
     Raises:
         UnreadableError: for characters that no formula holds, words, and texts that are too long.
     """
-    if len(text) > MAX_CHARS or not text.strip():
+    if len(text) > MAX_CHARS or not text.strip() or _HEXADECIMAL.search(text):
         raise UnreadableError
     tokens: list[str] = []
     position, text = 0, _INLINE_DERIVATIVE.sub(r"\\frac{d\1}{d\2}", text.strip())

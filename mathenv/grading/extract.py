@@ -12,7 +12,7 @@ from mathenv.protocol import last_boxed, prose
 _THINK_OPEN = "<think>"
 _THINK_CLOSE = "</think>"
 _ANSWER_IS = re.compile(r"answer\s*(?:is|:)[\s:*]*(.*)", re.IGNORECASE)
-_CONCLUSION = re.compile(r"\s*(?:Therefore|Thus|Hence|So)\b")
+_CONCLUSION = re.compile(r"[\s$]*(?:Therefore|Thus|Hence|So)\b")
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|<\|")
 _REASON = re.compile(
     r"[,;]?\s+(?:because|since|as|so|which|and so|where|I hope)\s.*|,\s+as required.*",
@@ -107,7 +107,7 @@ def _stated(statement: str) -> str:
 def _concluded(text: str) -> str:
     """Return the number of the last sentence that starts with "Therefore", if it has just one."""
     sentences = reversed(_SENTENCE_END.split(text))
-    sentence = next((s.strip() for s in sentences if _CONCLUSION.match(s)), "")
+    sentence = next((s.strip(" $\n") for s in sentences if _CONCLUSION.match(s)), "")
     numbers = _NUMBER.findall(sentence)
     if len(numbers) != 1 or "$" in sentence:
         return ""
