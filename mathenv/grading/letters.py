@@ -118,7 +118,7 @@ FONTS: dict[str, bool] = {
     },
     **{f"\\{font}": True for font in ["mathbb", "mathcal", "mathfrak", "mathscr"]},
 }
-FUNCTION_LETTERS = frozenset("fghFGHPQpqWTLuv") | {
+FUNCTION_LETTERS = frozenset("fghFGHPQpqWTLuvOo") | {
     "\\phi",
     "\\varphi",
     "\\psi",

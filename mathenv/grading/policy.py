@@ -45,8 +45,9 @@ class GradePolicy:
         percent: `either`: with a percent sign on one side only, p and p/100 are both right;
             `hundredth`: only p/100; `exact`: both sides need the sign, or none; `factor`:
             x, x/100 and 100x are equal without any sign, between two decimals or integers.
-        units: `strip`: units, degrees and currency signs are dropped; `agree`: two different
-            units are wrong; `require`: a missing unit is wrong as well.
+        units: `strip`: a unit, degrees and currency signs are dropped where one side has none;
+            different units of measure never agree, but 5 km is 5000 m; `agree`: two units that
+            are not the same are wrong; `require`: a missing unit is wrong as well.
         order: `brackets`: (..) and [..] are ordered, {..} and bare lists are not; `ordered`:
             all are ordered; `unordered`: none is.
         brackets: `match`: (1,2), [1,2] and {1,2} differ; `ignore`: they do not.

@@ -20,6 +20,7 @@ from mpmath.libmp import NoConvergence
 Tree = list[Any]
 
 DIGITS = (50, 300, 1200)  # closed forms that agree are computed again with more
+_POINT_DIGITS = 100  # of functions at points
 _MANY_DIGITS = 4000  # where terms of sums are huge, as in (2^2005 + 1) / 2^2006
 POINTS = (1, 2, 3, 4, 5)  # all values positive
 WHOLE_POINTS = (6, 7, 8)  # positive integers, for factorials and the ends of sums
@@ -438,6 +439,8 @@ def _closed_equal(reading: Mapping[str, Any], options: Mapping[str, Any]) -> boo
             if _inexact(reading):
                 return True
             huge = size > mp.mpf(10) ** 50 * max(abs(a), abs(b))
+            if size > mp.mpf(10) ** (_MANY_DIGITS // 2):
+                return None
     return True
 
 
@@ -471,14 +474,26 @@ def _equal(reading: Mapping[str, Any], options: Mapping[str, Any]) -> bool | Non
     number), the branch is a matter of convention: sqrt(1/n) and 1/sqrt(n) are equal.
     """
     agreed = 0
-    with mp.workdps(DIGITS[0]):
+    with mp.workdps(_POINT_DIGITS):
         tolerance = _function_tolerance(reading, options)
         for a, b, size, positive in _pairs(reading):
-            if abs(a - b) <= tolerance * max(abs(a), abs(b)) + mp.mpf(10) ** -35 * size:
+            lost = _lost(a, b, size)
+            if lost is None:
+                continue
+            if abs(a - b) <= tolerance * max(abs(a), abs(b)) + lost:
                 agreed += positive
             elif positive or _is_real(a) or _is_real(b):
                 return False
     return True if agreed >= _LEAST_AGREEING else None
+
+
+def _lost(a: Any, b: Any, size: Any) -> Any:
+    """Return what rounding may have cost two values; None where it says nothing about them.
+
+    As after (7^300 + 1) - 7^300: so much cancelled that no digit is left.
+    """
+    lost = mp.mpf(10) ** (20 - _POINT_DIGITS) * size
+    return lost if lost <= mp.mpf(10) ** -10 * max(abs(a), abs(b), mp.mpf(10) ** -30) else None
 
 
 def _function_tolerance(reading: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
@@ -493,9 +508,11 @@ def _same_up_to_factor(reading: Mapping[str, Any]) -> bool | None:
     """Say whether one formula is a constant, not zero, times the other; both not constant."""
     ratios: list[Any] = []
     values: list[Any] = []
-    with mp.workdps(DIGITS[0]):
+    with mp.workdps(_POINT_DIGITS):
         for a, b, size, _positive in _pairs(reading):
-            least = mp.mpf(10) ** -30 * size
+            least = _lost(a, b, size)
+            if least is None:
+                continue
             if abs(a) <= least or abs(b) <= least:
                 if abs(a) <= least and abs(b) <= least:
                     continue
