@@ -20,7 +20,7 @@ from benchmarks.progress import Advance, ConsoleReporter
 from benchmarks.throughput.report import CpuClock, Goal, Report
 from mathenv.errors import DataError
 from mathenv.grading import MATH_VERIFY, STRICT, GradePolicy, close, grade
-from mathenv.grading.algebra import parse_expression
+from mathenv.grading.expression import read_formula
 from mathenv.grading.normalize import normalize
 from mathenv.grading.symbolic import shared_comparer
 
@@ -104,7 +104,7 @@ def _fresh() -> None:
     """Forget everything remembered, and start a worker before the clock does."""
     close()
     normalize.cache_clear()
-    parse_expression.cache_clear()
+    read_formula.cache_clear()
     grade(*_SYMBOLIC)
 
 

@@ -48,25 +48,32 @@ def read_cases(path: Path) -> Iterator[Case]:
     """Yield the cases of a JSONL file; see the package's README for the fields.
 
     Raises:
-        DataError: naming file and line, for a row without `gold` and `expected_equal`.
+        DataError: naming file and line, for a row without a reference, an answer or a verdict.
     """
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                row = json.loads(line)
-                yield Case(
-                    id=str(row.get("id", number)),
-                    gold=row["gold"],
-                    prediction=row["prediction"] or "",
-                    expected=bool(row.get("adjudicated_equal", row["expected_equal"])),
-                    scope=row.get("scope", "boxed_or_bare"),
-                    tag=row.get("policy") or "",
-                    whole_response=row.get("kind") == "response",
-                    source=row.get("source", ""),
-                    options=row.get("options") or {},
-                )
+                yield _case(number, json.loads(line))
             except (KeyError, ValueError) as error:
                 raise DataError(f"{path}:{number}: not a grading case: {error!r}") from None
+
+
+def _case(number: int, row: Mapping[str, Any]) -> Case:
+    """Read a row with `prediction` and `expected_equal`, or with `response` and `expected`."""
+    response = "response" in row
+    expected = row["expected"] if response else row["expected_equal"]
+    free_text = "fallback" in row.get("class", "")
+    return Case(
+        id=str(row.get("id", number)),
+        gold=row["gold"],
+        prediction=row["response" if response else "prediction"] or "",
+        expected=bool(row.get("adjudicated_equal", expected)),
+        scope=row.get("scope", "free_text" if free_text else "boxed_or_bare"),
+        tag=row.get("policy") or "",
+        whole_response=response or row.get("kind") == "response",
+        source=row.get("source", ""),
+        options=row.get("options") or {},
+    )
 
 
 def fitting_policy(case: Case) -> GradePolicy:
@@ -81,6 +88,8 @@ def fitting_policy(case: Case) -> GradePolicy:
     if case.tag == "tolerance" and (lenient or rounding < 6):
         tolerance = 1e-4 if lenient else 10.0**-rounding
         policy = replace(policy, tolerance=tolerance, name=f"tolerance {tolerance:g}")
+    if case.tag == "bare_units" and lenient:
+        policy = replace(policy, units="require", name="units required")
     if case.tag == "reduced_form":
         policy = replace(policy, require_reduced=True, name="reduced form")
     if case.tag == "decimal_comma":

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from mathenv.errors import ConfigError
 from mathenv.grading.grader import grade
 from mathenv.grading.policy import STRICT, GradePolicy, find_policy
 from mathenv.grading.symbolic import use_workers
@@ -24,6 +25,9 @@ class PolicyGrader:
     """A grader with its policy: what `MathToolEnv(grader=...)` takes. Can be pickled."""
 
     policy: GradePolicy = STRICT
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "policy", find_policy(self.policy))
 
     def __call__(self, gold: Gold, response: str) -> Grade:
         return grade(gold, response, self.policy)
@@ -67,6 +71,8 @@ def iter_grades(
 ) -> Iterator[Grade]:
     """Yield the grades of `grade_many` one by one, without holding all pairs in memory."""
     chosen = find_policy(policy)
+    if workers is not None and (not isinstance(workers, int) or workers < 1):
+        raise ConfigError(f"workers is a whole number, at least 1, got {workers!r}")
     source = iter(pairs)
     with use_workers(workers) as size, ThreadPoolExecutor(size) as threads:
         waiting: deque[Future[list[Grade]]] = deque()
@@ -79,7 +85,13 @@ def iter_grades(
 
 
 def _grade_chunk(pairs: Sequence[tuple[Gold, str]], policy: GradePolicy) -> list[Grade]:
-    return [grade(gold, response, policy) for gold, response in pairs]
+    return [grade(*_checked_pair(pair), policy) for pair in pairs]
+
+
+def _checked_pair(pair: tuple[Gold, str]) -> tuple[Gold, str]:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ConfigError(f"each pair is (reference, response), got {str(pair)[:80]!r}")
+    return pair[0], pair[1]
 
 
 async def agrade(gold: Gold, response: str, policy: str | GradePolicy = STRICT) -> Grade:

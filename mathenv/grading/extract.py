@@ -11,12 +11,23 @@ from mathenv.protocol import last_boxed, prose
 
 _THINK_OPEN = "<think>"
 _THINK_CLOSE = "</think>"
-_ANSWER_IS = re.compile(r"answer\s*(?:is|:)\s*:?\s*(.*)", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"answer\s*(?:is|:)[\s:*]*(.*)", re.IGNORECASE)
+_CONCLUSION = re.compile(r"[\s$]*(?:Therefore|Thus|Hence|So)\b")
+_SENTENCE_END = re.compile(r"\.(?=\s|$)|<\|")
+_REASON = re.compile(
+    r"[,;]?\s+(?:because|since|as|so|which|and so|where|I hope)\s.*|,\s+as required.*",
+    re.IGNORECASE,
+)
+_TEXT = re.compile(r"\\text\s*\{[^{}]*\}|\\[a-zA-Z]+|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])")
+_BETWEEN = re.compile(r"(?:[a-zA-Z]+\s+){4}")
+_CONDITION = re.compile(r"\$\s*(?:for (?:some|all|any|every)|where|with)\s")
 _FORMULA = re.compile(r"\$\$?|\\[\[(]")  # opens one
 _CLOSING = {"$$": "$$", "$": "$", "\\[": "\\]", "\\(": "\\)"}
 _NUMBER = re.compile(r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?|-?\.[0-9]+")
 _OUTPUT = re.compile(r"```output[^\S\n]*\n(.*?)\n?```", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
+_OTHER_BOX = re.compile(r"\\framebox(?=\s*\{)")
+_UNBRACED_BOX = re.compile(r"\\(?:boxed|fbox)\s*([-+]?[0-9]+(?:\.[0-9]+)?|[a-zA-Z](?![a-zA-Z]))")
 _SEARCHED = 20_000  # characters from the end: an answer stands there
 
 
@@ -33,17 +44,27 @@ def extract_answer(response: str, policy: GradePolicy = STRICT) -> str | None:
     boxes: the last one, because joining them rewards listing guesses, unless `policy.boxes`
     asks for all. No box: None, unless `policy.fallback` allows to guess.
     """
-    text = visible_text(response)
+    text = with_braces(visible_text(response))
     if policy.boxes == "all" and len(boxes := _all_boxed(text)) > 1:
         return ", ".join(boxes)
     return last_boxed(text) or _fallback(text, policy) or None
+
+
+def with_braces(text: str) -> str:
+    r"""Write `\boxed 5` and `\framebox{5}` as `\boxed{5}`; boxes with braces stay as they are."""
+    if "box" not in text:
+        return text
+    return _UNBRACED_BOX.sub(r"\\boxed{\1}", _OTHER_BOX.sub(r"\\boxed", text))
 
 
 def _all_boxed(text: str) -> list[str]:
     """Return the contents of all balanced boxes that are not empty, in order, each once."""
     text = prose(text)
     starts = [match.start() for match in _BOX.finditer(text)] + [len(text)]
-    contents = (last_boxed(text[a:b]) for a, b in itertools.pairwise(starts))
+    pieces = [text[a:b] for a, b in itertools.pairwise(starts)]
+    if any(_BETWEEN.search(_TEXT.sub("", piece.rpartition("}")[2])) for piece in pieces[:-1]):
+        return []  # prose stands between them: each is an answer of its own
+    contents = map(last_boxed, pieces)
     return list(dict.fromkeys(content for content in contents if content))
 
 
@@ -53,14 +74,44 @@ def _fallback(text: str, policy: GradePolicy) -> str:
     outputs = _OUTPUT.findall(text[-_SEARCHED:])
     text = prose(text)[-_SEARCHED:]
     stated = _ANSWER_IS.findall(text)
-    if stated and stated[-1].strip():
-        return _first_formula(stated[-1]) or stated[-1].strip()
+    if stated and stated[-1].strip(" *"):
+        return _stated(stated[-1])
     if policy.fallback == "number" and outputs and outputs[-1].strip():
         return str(outputs[-1]).strip()
+    if policy.fallback == "text" and "\n" not in text.strip() and _CONDITION.search(text):
+        return text.strip()
+    if policy.fallback == "text" and (value := _concluded(text)):
+        return value
     if policy.fallback == "text" and (formulas := list(_formulas(text))):
         return formulas[-1].strip()
     numbers = _NUMBER.findall(text)
     return numbers[-1] if numbers else ""
+
+
+def _stated(statement: str) -> str:
+    """Return the value of a sentence that follows "answer is": 5 of "5, as required."."""
+    sentence = _SENTENCE_END.split(statement.strip(" *"), maxsplit=1)[0].strip(" *")
+    if sentence.startswith(("$", "\\(", "\\[")) and (formula := _first_formula(sentence)):
+        return formula
+    sentence = _REASON.sub("", sentence).rstrip(",;: *")
+    tail = sentence.rpartition(" is ")[2]
+    numbers = _NUMBER.findall(tail)
+    if numbers and tail.startswith(numbers[0]) and " " not in tail:
+        return tail
+    numbers = _NUMBER.findall(sentence)
+    if len(numbers) == 1 and " " in sentence and not _first_formula(sentence):
+        return numbers[0]
+    return _first_formula(sentence) or sentence
+
+
+def _concluded(text: str) -> str:
+    """Return the number of the last sentence that starts with "Therefore", if it has just one."""
+    sentences = reversed(_SENTENCE_END.split(text))
+    sentence = next((s.strip(" $\n") for s in sentences if _CONCLUSION.match(s)), "")
+    numbers = _NUMBER.findall(sentence)
+    if len(numbers) != 1 or "$" in sentence:
+        return ""
+    return numbers[0] + ("%" if f"{numbers[0]}%" in sentence else "")
 
 
 def _formulas(text: str) -> Iterator[str]:
@@ -89,6 +140,7 @@ def _first_formula(text: str) -> str:
 
 def unwrap_box(text: str, policy: GradePolicy = STRICT) -> str:
     r"""Return the content of the last `\boxed{}` of a reference answer, or the text itself."""
+    text = with_braces(text)
     if "\\boxed" in text or "\\fbox" in text:
         if policy.boxes == "all" and len(boxes := _all_boxed(text)) > 1:
             return ", ".join(boxes)

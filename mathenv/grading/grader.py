@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 from mathenv.grading.algebra import compare_algebra
 from mathenv.grading.extract import extract_answer, unwrap_box
-from mathenv.grading.limits import MAX_CHARS, too_big
+from mathenv.grading.limits import too_big
 from mathenv.grading.match import Context, Verdict, compare
 from mathenv.grading.normalize import key, normalize
 from mathenv.grading.numbers import numbers_equal, parse_number
 from mathenv.grading.policy import STRICT, GradePolicy, find_policy
+from mathenv.grading.reference import checked_answer, checked_golds, fault, is_empty
 from mathenv.grading.symbolic import Budget, Options, shared_comparer
 from mathenv.grading.text import (
     compare_based,
@@ -45,9 +46,15 @@ def _compare_strings(gold: str, answer: str, policy: GradePolicy) -> bool | None
 def _compare_numbers(gold: str, answer: str, policy: GradePolicy) -> bool | None:
     """Compare numbers; of a chain `0.56 = 56%` every part must agree with the gold's last."""
     gold_number = parse_number(gold.rpartition("=")[2].strip())
-    if gold_number is None or ("=" in gold and parse_number(gold.partition("=")[0]) is None):
+    if (
+        gold_number is None
+        or gold_number.letter_unit
+        or ("=" in gold and parse_number(gold.partition("=")[0]) is None)
+    ):
         return None
     parts = [parse_number(part.strip()) for part in answer.split("=")]
+    if any(part is not None and part.letter_unit for part in parts) and "=" in answer:
+        return None
     if any(part is None for part in parts):
         return False if policy.require_reduced and not gold_number.ratio else None
     return all(numbers_equal(gold_number, part, policy) for part in parts if part is not None)
@@ -78,9 +85,10 @@ def grade(gold: str | Sequence[str], response: str, policy: str | GradePolicy = 
     unusable or the machinery failed: such episodes are excluded, not wrong.
 
     Raises:
-        ConfigError: no preset has this name.
+        ConfigError: no preset has this name, or an argument is no text.
     """
     chosen = find_policy(policy)
+    response = checked_answer(response, "a response")
     if chosen.engine == "math_verify":
         return _any_gold(gold, response, chosen)
     return _any_gold(gold, extract_answer(response, chosen), chosen)
@@ -91,13 +99,14 @@ def grade_answer(
 ) -> Grade:
     r"""Judge an answer that is already extracted (None or blank: no answer). See `grade`."""
     chosen = find_policy(policy)
+    answer = None if answer is None else checked_answer(answer, "an answer")
     if chosen.engine == "math_verify" and answer is not None:
         answer = f"\\boxed{{{answer}}}"
     return _any_gold(gold, answer, chosen)
 
 
 def _any_gold(gold: str | Sequence[str], answer: str | None, policy: GradePolicy) -> Grade:
-    golds = (gold,) if isinstance(gold, str) else tuple(gold)
+    golds = checked_golds(gold)
     budget = Budget()
     judge = _judge_raw if policy.engine == "math_verify" else _judge
     grades: list[Grade] = []
@@ -127,23 +136,16 @@ def _judge_raw(gold: str, response: str | None, policy: GradePolicy, budget: Bud
 
 def _judge(gold: str, answer: str | None, policy: GradePolicy, budget: Budget) -> Grade:
     gold = unwrap_box(gold, policy)
-    if _is_empty(gold):
-        return Grade(False, GradeStatus.GOLD_ERROR, answer, "gold", "empty reference answer")
-    if answer is None or _is_empty(answer):
+    if wrong := fault(gold):
+        return Grade(False, GradeStatus.GOLD_ERROR, answer, "gold", wrong)
+    if answer is None or is_empty(answer):
         return Grade(False, GradeStatus.NO_ANSWER, None, "extract")
     if gold == answer:
         return Grade(True, GradeStatus.CORRECT, answer, "string")
-    if cap := too_big(gold):
-        detail = f"reference answer over the {cap} cap"
-        return Grade(False, GradeStatus.GOLD_ERROR, answer, "limits", detail)
     if cap := too_big(answer):
         return Grade(False, GradeStatus.LIMIT, answer, "limits", f"over the {cap} cap")
     verdict = _judge_normalized(normalize(gold), normalize(answer), policy, budget)
     return Grade(verdict.correct, verdict.status, answer, verdict.tier, verdict.detail)
-
-
-def _is_empty(text: str) -> bool:
-    return not text.strip() or (len(text) <= MAX_CHARS and not normalize(text))
 
 
 _DECIMAL_COMMA = re.compile(r"(?<![0-9,])([0-9]+),([0-9]+)(?![0-9,])")

@@ -2,55 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 from mathenv.grading.numbers import parse_number
+from mathenv.grading.points import compare_points
 from mathenv.grading.policy import GradePolicy
+from mathenv.grading.quantities import compare_quantities, same_labels
+from mathenv.grading.real_sets import compare_real_sets
+from mathenv.grading.statements import compare_congruences, compare_statements
 from mathenv.grading.structure import (
     Shape,
     as_intervals,
     as_matrix,
+    as_python_list,
     expand,
     has_order,
     has_relation,
-    is_equation,
+    joined_differently,
+    members_differ,
     read_shape,
-    same_left_side,
-    same_role,
     split_assignment,
     unfold,
 )
+from mathenv.grading.verdict import Comparer, Context, Verdict, all_correct, wrong
 from mathenv.types import GradeStatus
 
 MAX_PAIRS = 5000  # of parts in one grade: sets in sets multiply
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """How one comparison ended, and which rule ended it."""
-
-    status: GradeStatus
-    tier: str
-    detail: str = ""
-
-    @property
-    def correct(self) -> bool:
-        return self.status is GradeStatus.CORRECT
-
-    @staticmethod
-    def of(equal: bool, tier: str, detail: str = "") -> Verdict:
-        return Verdict(GradeStatus.CORRECT if equal else GradeStatus.INCORRECT, tier, detail)
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What comparing needs: `decide` are the cheap tiers, `symbolic` the last one."""
-
-    policy: GradePolicy
-    decide: Callable[[str, str, GradePolicy], Verdict | None]
-    symbolic: Callable[[str, str], Verdict]
-    known: dict[tuple[str, str], Verdict | None] = field(default_factory=dict)
 
 
 class _TooManyError(Exception):
@@ -87,63 +65,76 @@ def _quick(gold: str, answer: str, context: Context) -> Verdict | None:
     return verdict
 
 
-Comparer = Callable[[str, str, Context], Verdict | None]
-
-
 def _by_parts(gold: str, answer: str, context: Context, each: Comparer) -> Verdict | None:
     """Compare parts with `each`; None where the structures do not say enough."""
-    unwrapped = _without_names(gold, answer, context) or _without_relations(gold, answer)
+    unwrapped = _unfolded(gold, answer) or _without_relations(gold, answer)
     if unwrapped is not None:
         return each(*unwrapped, context)
-    if is_equation(gold) and not has_relation(answer):
-        return _wrong("an equation is expected")
+    if context.policy.symbols == "same" and members_differ(gold, answer):
+        return wrong("the variables differ")
+    for rule in (
+        compare_congruences,
+        compare_statements,
+        compare_quantities,
+        compare_points,
+        compare_real_sets,
+    ):
+        verdict = rule(gold, answer, context, each)
+        if verdict is not None:
+            return verdict
+    if joined_differently(gold, answer):
+        return wrong("and is not or")
     gold_shape, answer_shape = read_shape(gold), read_shape(answer)
+    if gold_shape is not None and answer_shape is not None:
+        answer_shape = as_python_list(gold_shape, answer_shape)
     if gold_shape is None or answer_shape is None:
-        return _number_against_parts(gold, answer, gold_shape, answer_shape)
+        return _value_against_shape(gold, answer, gold_shape, answer_shape, context, each)
     return _compare_shapes(expand(gold_shape), expand(answer_shape), context, each)
 
 
-def _number_against_parts(
-    gold: str, answer: str, gold_shape: Shape | None, answer_shape: Shape | None
+def _value_against_shape(
+    gold: str,
+    answer: str,
+    gold_shape: Shape | None,
+    answer_shape: Shape | None,
+    context: Context,
+    each: Comparer,
 ) -> Verdict | None:
-    """A number is not a list, tuple or set of several values; None for anything else."""
+    """A number is not a list, tuple or set of several values; a set of one is that one."""
     shape, text = (gold_shape, answer) if gold_shape is not None else (answer_shape, gold)
-    if shape is None or shape.kind in ("matrix", "ratio", "union") or parse_number(text) is None:
+    if shape is None:
+        return None
+    if shape.kind == "set" and len(shape.items) == 1 and "\\emptyset" not in shape.items:
+        pair = (shape.items[0], text) if gold_shape is not None else (text, shape.items[0])
+        return each(*pair, context)
+    if shape.kind == "ratio" and len(shape.items) == 2:
+        quotient = f"({shape.items[0]})/({shape.items[1]})"
+        pair = (quotient, text) if gold_shape is not None else (text, quotient)
+        return each(*pair, context)
+    if shape.kind in ("matrix", "ratio", "union") or parse_number(text) is None:
         return None
     several = len(expand(shape).items) != 1 and _plain(shape)
-    return _wrong("one value against several") if several else None
+    return wrong("one value against several") if several else None
 
 
-def _without_names(gold: str, answer: str, context: Context) -> tuple[str, str] | None:
-    """Return the values where `x = 5` meets 5, or meets `x = 6`; else None."""
-    if "=" not in gold and "=" not in answer and "\\approx" not in gold + answer:
+def _unfolded(gold: str, answer: str) -> tuple[str, str] | None:
+    """Write `(x,y) = (1,2)` by name where the other side is a list of equations."""
+    if "=" not in gold or "=" not in answer:
         return None
-    first, second = split_assignment(gold), split_assignment(answer)
-    unfolded = unfold(gold), unfold(answer)
-    if (
-        first != second
-        and unfolded != (gold, answer)
-        and all("=" in text for text in (gold, answer))
-    ):
-        return unfolded
-    if first is not None and second is not None:
-        alike = same_role(first[0], second[0]) or context.policy.symbols == "any"
-        return (first[1], second[1]) if alike else None
-    if first is second is None:
-        return same_left_side(gold, answer)
-    if first is not None and not has_relation(answer):
-        return first[1], answer
-    if second is not None and not has_relation(gold):
-        return gold, second[1]
-    return None
+    texts = unfold(gold), unfold(answer)
+    return None if texts == (gold, answer) or gold == answer else texts
 
 
 def _without_relations(gold: str, answer: str) -> tuple[str, str] | None:
     """Write inequalities as intervals where the other side is made of intervals; else None."""
-    if has_order(gold) == has_order(answer):
+    if has_order(gold) == has_order(answer) and (
+        not has_order(gold) or ("|" in gold) == ("|" in answer)
+    ):
         return None
     texts = as_intervals(gold), as_intervals(answer)
-    return None if texts == (gold, answer) else texts
+    if texts == (gold, answer) or members_differ(gold, answer):
+        return None
+    return texts
 
 
 def _compare_shapes(gold: Shape, answer: Shape, context: Context, each: Comparer) -> Verdict | None:
@@ -153,22 +144,27 @@ def _compare_shapes(gold: Shape, answer: Shape, context: Context, each: Comparer
         return _compare_ratios(gold, answer, context, each)
     if gold.kind == "union" or answer.kind == "union":
         return _compare_unions(gold, answer, context, each)
+    if _nested_sets(gold) != _nested_sets(answer):
+        return wrong("an element is not the set of it")
     named = _compare_named(gold, answer, context, each)
     if named is not None:
         return named
     if not _brackets_agree(gold, answer, context.policy):
-        return _wrong("the brackets differ") if _plain(gold) and _plain(answer) else None
+        return wrong("the brackets differ") if _plain(gold) and _plain(answer) else None
     if len(gold.items) != len(answer.items):
         if not (_plain(gold) and _plain(answer)):
             return None
-        return _wrong(f"{len(gold.items)} values expected, {len(answer.items)} given")
+        return wrong(f"{len(gold.items)} values expected, {len(answer.items)} given")
+    labelled = same_labels(gold.items, answer.items)
+    if labelled is not None:
+        return _ordered(*labelled, context, each) if labelled else wrong("the labels differ")
     if _in_order(gold, answer, context.policy):
         return _ordered(gold.items, answer.items, context, each)
     return _unordered(gold.items, answer.items, context, each)
 
 
-def _wrong(detail: str) -> Verdict:
-    return Verdict.of(False, "structure", detail)
+def _nested_sets(shape: Shape) -> int:
+    return sum(item.startswith("\\{") for item in shape.items) if shape.kind != "tuple" else 0
 
 
 def _plain(shape: Shape) -> bool:
@@ -198,7 +194,7 @@ def _compare_matrices(
     if first is None or second is None:
         return None
     if (first.columns, len(first.items)) != (second.columns, len(second.items)):
-        return _wrong("the matrices have different shapes")
+        return wrong("the matrices have different shapes")
     return _ordered(first.items, second.items, context, each)
 
 
@@ -211,17 +207,19 @@ def _compare_unions(gold: Shape, answer: Shape, context: Context, each: Comparer
 
 
 def _compare_ratios(gold: Shape, answer: Shape, context: Context, each: Comparer) -> Verdict | None:
-    """Compare term by term, and numbers also up to a factor."""
+    """Compare up to a factor: 1:2 and 2:4, by multiplying crosswise."""
     if gold.kind != answer.kind:
         return None
     if len(gold.items) != len(answer.items):
-        return _wrong("the ratios have different lengths")
-    first = [parse_number(item) for item in gold.items]
-    second = [parse_number(item) for item in answer.items]
-    if None in first or None in second:
+        return wrong("the ratios have different lengths")
+    pairs = [
+        (f"({g})*({answer.items[0]})", f"({a})*({gold.items[0]})")
+        for g, a in zip(gold.items[1:], answer.items[1:], strict=True)
+    ]
+    numbers = [parse_number(item) for item in (*gold.items, *answer.items)]
+    if any(number is not None and number.value == 0 for number in numbers):
         return _ordered(gold.items, answer.items, context, each)
-    a, b = [n.value for n in first if n], [n.value for n in second if n]
-    return Verdict.of(all(x * b[0] == y * a[0] for x, y in zip(a, b, strict=True)), "structure")
+    return all_correct([each(g, a, context) for g, a in pairs])
 
 
 def _compare_named(gold: Shape, answer: Shape, context: Context, each: Comparer) -> Verdict | None:
@@ -277,9 +275,9 @@ def _unordered(
             free.remove(match)
     for row in open_rows:  # a value that nothing can match decides before a costly one
         if all(_incorrect(table[row][i]) for i in free):
-            return _wrong(f"no value matches part {row + 1} of the reference")
+            return wrong(f"no value matches part {row + 1} of the reference")
     for row in open_rows:
-        undecided: Verdict | None = _wrong(f"no value matches part {row + 1} of the reference")
+        undecided: Verdict | None = wrong(f"no value matches part {row + 1} of the reference")
         for column in sorted(free):
             verdict = table[row][column] or each(gold[row], answer[column], context)
             if _correct(verdict):

@@ -9,15 +9,46 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from mathenv.grading.python_spelling import from_python
+from mathenv.grading.unicode_spelling import to_ascii
+
 _PLAIN = re.compile(r"-?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|-?[0-9]+/[0-9]+")
-_PREFIX = re.compile(r"^(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*:?\s+", re.IGNORECASE)
+_PREFIX = re.compile(
+    r"^(?:\\(?:text|textbf|mbox|textrm)\s*\{\s*)?(?:(?:so|thus|hence|therefore),?\s+)?"
+    r"(?:(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is)?\s*:?(?:\s*\}\s*|\s+)"
+    r"|(?:about|approximately|roughly|around|exactly|only)\s+(?=[-0-9\\.]))",
+    re.IGNORECASE,
+)
 _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"(?<=[0-9])(?:\{,\}|,\s*\\!)\s*(?=[0-9]{3}(?![0-9]))", ""),
+        (
+            r"\(?\s*\\?(?<![a-zA-Z])[pb]?mod(?:ulo)?(?![a-zA-Z])\s*\{?\s*([0-9]+|[a-z])\s*\}?(?:\s*\))?",
+            r"\\pmod{\1}",
+        ),
+        (r"\\f?box(?:ed)?\s*(?=\{)", ""),
+        (r"\\(?:ensuremath|underline|textcolor\s*\{[a-z]+\})(?![a-zA-Z])", ""),
+        (r"\\color\s*\{[a-zA-Z]+\}|\\h(?:space|skip)\*?\s*\{[^{}]*\}", ""),
+        (
+            r"\\(?:tiny|small|large|Large|LARGE|huge|Huge|normalsize|bf|it|rm|scriptstyle|strut|"
+            r"mathstrut|nolimits|allowbreak|nobreak|mathop|nonumber)(?![a-zA-Z])\s?",
+            "",
+        ),
+        (r"\s*\\(?:blacksquare|qed|checkmark)\s*$", ""),
+        (r"\\operatorname\*", r"\\operatorname"),
+        (r"\\(?:bold|bm|pmb|symbf|textbf|mathbf)(?=\s*\{\s*[a-zA-Z]\s*\})", r"\\mathbf"),
+        (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
+        (r"\\(?:ast|star)(?![a-zA-Z])", "*"),
+        (r"\^\s*(?:\\prime(?![a-zA-Z])|\{\s*\\prime\s*\})", "'"),
+        (r"\^\s*\{\s*\\prime\s*\\prime\s*\}", "''"),
+        (r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+        (r"(?<=[0-9])(?:\s?\{\s?,\s?\}|,\s*\\!)\s*(?=[0-9]{3}(?![0-9]))", ""),
         (r"(?<!\\)\\!\s*", ""),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits)(?![a-zA-Z])\s?", ""),
+        (
+            r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|limits)(?![a-zA-Z])\s?",
+            "",
+        ),
         # A thin space between digits is a thousands separator only before a full group.
         (r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ","),
         (r"(?<!\\)\\(?:[,;: ]|q?quad(?![a-zA-Z]))|~", " "),
@@ -42,31 +73,11 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\s+", " "),
     )
 )
-_UNICODE = str.maketrans(
-    {
-        **{
-            "−": "-",
-            "–": "-",
-            "×": "\\times ",
-            "÷": "/",
-            "·": "\\cdot ",
-            "±": "\\pm ",
-            "∓": "\\mp ",
-        },
-        **{"π": "\\pi ", "∞": "\\infty ", "√": "\\sqrt ", "θ": "\\theta ", "α": "\\alpha "},
-        **{"β": "\\beta ", "λ": "\\lambda ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in "},
-        **{"≤": "\\leq ", "≥": "\\geq ", "≠": "\\neq ", "≈": "\\approx ", "∅": "\\emptyset "},
-        **{
-            "∠": "\\angle ",
-            "²": "^2",
-            "³": "^3",
-            "½": "\\frac12 ",
-            "¼": "\\frac14 ",
-            "¾": "\\frac34 ",
-        },
-        **{"（": "(", "）": ")", "，": ",", "％": "%", "\u00a0": " ", "\u202f": " ", "\u2009": " "},
-    }
+_ONE_LINE = re.compile(
+    r"\\begin\{((?:aligned|align|equation|gathered|gather|split)\*?)\}(.*)\\end\{\1\}", re.DOTALL
 )
+_BRACED = re.compile(r"\{([^{}]*)\}")
+_SET = re.compile(r"[,;:|]|\\mid")
 _ROOT_CALL = re.compile(r"(?:\\|(?<![\\a-zA-Z]))(sqrt|cbrt|Rational)\s*\(")
 _TOKEN = r"\s*([0-9]|(?<![a-zA-Z])[a-zA-Z]|\\pi(?![a-zA-Z]))"
 _FRAC = re.compile(rf"\\frac{_TOKEN}{_TOKEN}")
@@ -83,14 +94,37 @@ def normalize(text: str) -> str:
     text = text.strip()
     if _PLAIN.fullmatch(text):
         return text
-    text = _PREFIX.sub("", text.translate(_UNICODE))
+    if not text.isascii():
+        text = to_ascii(text)
+    text = _PREFIX.sub("", _without_markdown(text))
+    text = from_python(text)
     if not text.isalnum():
         if "\\\\" in text and "\\begin" not in text:
             text = text.replace("\\\\", "\\")  # escaped twice, as in JSON: no rows to part
         for pattern, replacement in _REWRITES:
             text = pattern.sub(replacement, text)
         text = _calls_to_latex(text)
+        text = _without_dressing(text)
     return _trim(text)
+
+
+def _without_markdown(text: str) -> str:
+    """Drop `**5**`, `*5*` and backquotes around a whole answer."""
+    for mark in ("**", "*", "`"):
+        inner = text[len(mark) : -len(mark)]
+        if text.startswith(mark) and text.endswith(mark) and inner and mark not in inner:
+            return inner.strip()
+    return text
+
+
+def _without_dressing(text: str) -> str:
+    """Drop braces around a whole answer, and an environment around one line of formulas."""
+    match = _ONE_LINE.fullmatch(text.strip())
+    if match is not None and "\\\\" not in match[2] and "\\begin" not in match[2]:
+        text = match[2].replace("&", " ")
+    while (match := _BRACED.fullmatch(text.strip())) is not None and not _SET.search(match[1]):
+        text = match[1]
+    return text
 
 
 def _calls_to_latex(text: str) -> str:

@@ -12,7 +12,14 @@ from fractions import Fraction
 
 from mathenv.grading.normalize import braced
 from mathenv.grading.policy import STRICT, GradePolicy
-from mathenv.grading.units import WRAPPED_UNIT, split_unit, units_agree
+from mathenv.grading.units import (
+    UNIT_POWER,
+    conversion,
+    labels_conflict,
+    split_power,
+    split_unit,
+    units_agree,
+)
 
 MAX_SCALE = 400  # decimal exponents beyond this are left to the symbolic tier
 
@@ -33,6 +40,8 @@ _WRAPPED_NUMBER = re.compile(
 _REPEATING = re.compile(
     r"(-?)\s*([0-9]*)\.([0-9]*)\s*\\(?:overline|bar|dot)\s*\{?\s*([0-9]{1,30})\s*\}?"
 )
+# `5m`: a unit in an answer, a variable in a reference.
+_LETTER_UNIT = re.compile(r"(.*[0-9}])\s*([mgsL])")
 _PERCENT = re.compile(r"\s*(?:%|\\text\{\s*percent\s*\}|percent|pct)$", re.IGNORECASE)
 
 
@@ -47,6 +56,7 @@ class ExactNumber:
     unit: str = ""
     unit_power: str = ""  # the exponent after a unit in \\text{}, as in cm^2
     places: int = 0  # decimals, where it is written as a plain decimal
+    letter_unit: bool = False  # the unit is a letter that might be a variable
     reduced: bool = True  # not a fraction that could be shortened
 
 
@@ -62,12 +72,17 @@ def parse_number(text: str) -> ExactNumber | None:
         return None if number is None else replace(number, percent=True)
     bare, unit = split_unit(text)
     number = _parse_unsigned(bare)
+    if number is None and (match := _LETTER_UNIT.fullmatch(text)):
+        number, unit = _parse_unsigned(match[1]), match[2]
+        if number is not None:
+            return replace(number, unit=unit.lower(), letter_unit=True)
     if number is not None and unit:
-        number = replace(number, unit=unit)
-    wrapped = WRAPPED_UNIT.search(text) if number is not None and "\\" in text else None
-    if number is None or wrapped is None or not wrapped.group(2):
+        unit, worded = split_power(unit)
+        number = replace(number, unit=unit, unit_power=worded)
+    power = UNIT_POWER.search(text) if number is not None and unit else None
+    if number is None or power is None:
         return number
-    return replace(number, unit_power=wrapped.group(2))
+    return replace(number, unit_power=power.group(1))
 
 
 def _parse_unsigned(text: str) -> ExactNumber | None:
@@ -126,7 +141,15 @@ def _exact(digits: str) -> Fraction:
 
 def numbers_equal(gold: ExactNumber, answer: ExactNumber, policy: GradePolicy = STRICT) -> bool:
     """Decide whether two numbers agree under `policy` (see there; cm^2 is never cm^3)."""
-    if gold.unit_power and answer.unit_power and gold.unit_power != answer.unit_power:
+    if gold.unit and answer.unit and gold.unit_power != answer.unit_power:
+        return False
+    factor = conversion(gold.unit, answer.unit)
+    if factor is not None and factor != 1:  # 5 km is 5000 m, and not 5 m
+        power = int(gold.unit_power or 1)
+        answer = replace(answer, value=answer.value * factor**power, unit=gold.unit)
+        if not factor:
+            return False
+    if factor is None and labels_conflict(gold.unit, answer.unit):
         return False
     if policy.units != "strip" and not units_agree(gold.unit, answer.unit, policy):
         return False

@@ -23,6 +23,7 @@ Fallback = Literal["none", "text", "number"]
 Symbols = Literal["same", "any"]
 Engine = Literal["cascade", "math_verify"]
 
+_SWITCHES = ("round_to_gold", "require_reduced", "decimal_comma")
 _TOLERANCES = ("tolerance", "float_noise", "exact_tolerance", "absolute_tolerance")
 
 
@@ -44,8 +45,9 @@ class GradePolicy:
         percent: `either`: with a percent sign on one side only, p and p/100 are both right;
             `hundredth`: only p/100; `exact`: both sides need the sign, or none; `factor`:
             x, x/100 and 100x are equal without any sign, between two decimals or integers.
-        units: `strip`: units, degrees and currency signs are dropped; `agree`: two different
-            units are wrong; `require`: a missing unit is wrong as well.
+        units: `strip`: a unit, degrees and currency signs are dropped where one side has none;
+            different units of measure never agree, but 5 km is 5000 m; `agree`: two units that
+            are not the same are wrong; `require`: a missing unit is wrong as well.
         order: `brackets`: (..) and [..] are ordered, {..} and bare lists are not; `ordered`:
             all are ordered; `unordered`: none is.
         brackets: `match`: (1,2), [1,2] and {1,2} differ; `ignore`: they do not.
@@ -82,11 +84,17 @@ class GradePolicy:
 
     def __post_init__(self) -> None:
         for field, hint in _CHOICES.items():
-            if getattr(self, field) not in hint:
+            if getattr(self, field) not in list(hint):
                 _refuse(field, getattr(self, field), " or ".join(map(repr, hint)))
+        if not isinstance(self.name, str):
+            _refuse("name", self.name, "a text")
+        for field in _SWITCHES:
+            if not isinstance(getattr(self, field), bool):
+                _refuse(field, getattr(self, field), "True or False")
         for field in _TOLERANCES:
             value = getattr(self, field)
-            if not isinstance(value, int | float) or not 0 <= value < 1:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value < 1:
                 _refuse(field, value, "a number, at least 0 and below 1")
 
     @property
@@ -139,10 +147,15 @@ def find_policy(policy: str | GradePolicy) -> GradePolicy:
     policy is the whole text.
 
     Raises:
-        ConfigError: no preset has this name, or a change names no field or no allowed value.
+        ConfigError: neither a name nor a policy, no preset has this name, or a change names no
+            field or no allowed value.
     """
     if isinstance(policy, GradePolicy):
         return policy
+    if not isinstance(policy, str):
+        raise ConfigError(
+            f"a grading policy is a preset's name or a GradePolicy, got {type(policy).__name__}"
+        )
     name, *changes = policy.split(",")
     if name not in POLICIES:
         known, near = ", ".join(POLICIES), did_you_mean(name, POLICIES)

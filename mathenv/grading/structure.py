@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from mathenv.grading.chains import FUNCTION, NAME, read_chain
 from mathenv.grading.normalize import key
+from mathenv.grading.relations import split_relations
 
 _OPEN, _CLOSE = "([{", ")]}"
 _WORD = (
@@ -17,11 +19,14 @@ _WORD = (
     r"|(?<![a-zA-Z\\{{])(?:{0})(?![a-zA-Z}}])"
 )
 _JOINING = {
-    ",": re.compile(_WORD.format("and|or") + r"|\\(?:lor|land|vee|wedge)(?![a-zA-Z])"),
+    ",": re.compile(_WORD.format("and|or")),
+    "=": re.compile(_WORD.format("and|or") + r"|\\(?:lor|land|vee|wedge)(?![a-zA-Z])"),
     "or": re.compile(_WORD.format("or") + r"|\\(?:lor|vee)(?![a-zA-Z])"),
 }
+_AND = re.compile(_WORD.format("and") + r"|\\(?:land|wedge)(?![a-zA-Z])")
+_OR = re.compile(_WORD.format("or") + r"|\\(?:lor|vee)(?![a-zA-Z])")
 _WORDED = re.compile(r"\\(?:text|textrm|mbox|mathrm)\s*\{([^{}]*[0-9][^{}]*)\}")
-_MEMBER = re.compile(r"^[a-zA-Z](?:_\{?\w+\}?|\([a-z]\))?\s*\\in(?![a-zA-Z])\s*")
+_MEMBER = re.compile(r"^([a-zA-Z](?:_\{?\w+\}?|\([a-z]\))?)\s*\\in(?![a-zA-Z])\s*")
 _MATRIX = re.compile(
     r"\\begin\{(?P<env>[pbBv]?matrix|smallmatrix|array)\}(?:\s*\{[lcr|\s]*\})?(?P<body>.*)"
     r"\\end\{(?P=env)\}",
@@ -32,19 +37,11 @@ _CASES = re.compile(
 )
 _MATRIX_CALL = re.compile(r"(?:[a-zA-Z]+\.)?(?:Matrix|array)\s*\((?P<body>\[.*\])\)", re.DOTALL)
 _ROWS = re.compile(r"\\\\(?:\s*\[[^\]]*\])?")
-_NAME = r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_(?:[0-9a-zA-Z]|\{[0-9a-zA-Z]+\}))?'?"
-_FUNCTION = rf"{_NAME}\s*\(\s*{_NAME}(?:\s*,\s*{_NAME})*\s*\)"
-_NAMES = rf"\(\s*{_NAME}(?:\s*,\s*{_NAME})+\s*\)"
-_ASSIGNMENT = re.compile(
-    rf"(?P<name>{_FUNCTION}|{_NAMES}|{_NAME}|\\angle\s*[A-Z]{{1,3}}|[A-Z]{{2,3}})\s*"
-    r"(?:=|\\approx(?![a-z]))\s*(?P<value>[^=<>].*)",
-    re.DOTALL,
-)
 _RELATION = re.compile(r"[=<>]|\\(?:leq|geq|lt|gt|neq|in|approx|equiv|subset|sim)(?![a-zA-Z])")
-_SINGLE_NAME = re.compile(_NAME)
-_OPERATED = re.compile(r"[a-zA-Z].*[-+]|[-+].*[a-zA-Z]|[0-9]\s*\*?\s*[a-zA-Z]", re.DOTALL)
+_NAMED = re.compile(rf"{NAME}|{FUNCTION}")
+_ABSOLUTE = re.compile(rf"\|({NAME})\|")
 _ORDER = re.compile(r"(<|>|\\leq(?![a-zA-Z])|\\geq(?![a-zA-Z]))")
-_ONE_ARGUMENT = re.compile(rf"{_NAME}\s*\(\s*{_NAME}\s*\)")
+_ONE_ARGUMENT = re.compile(rf"{NAME}\s*\(\s*{NAME}\s*\)")
 _ELLIPSIS = re.compile(r"\\(?:ldots|dots|cdots|dotsc)(?![a-zA-Z])|\.\.\.|…")
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 
@@ -90,6 +87,20 @@ def read_shape(text: str) -> Shape | None:
     if len(parts) > 1 and not _RELATION.search(text):
         return Shape("ratio", parts)
     return _read_brackets(text) or _read_plus_minus(text)
+
+
+def as_python_list(gold: Shape, answer: Shape) -> Shape:
+    """Read the answer [1, 2] as Python's list where the reference lists values, no interval."""
+    python = gold.kind == "list" and answer.kind == "tuple" and answer.brackets == "[]"
+    return replace(answer, kind="list") if python else answer
+
+
+def joined_differently(first: str, second: str) -> bool:
+    """Say whether inequalities are joined by `and` on one side and by `or` on the other."""
+    if not (has_order(first) and has_order(second)):
+        return False
+    words = [(bool(_AND.search(text)), bool(_OR.search(text))) for text in (first, second)]
+    return words in ([(True, False), (False, True)], [(False, True), (True, False)])
 
 
 def _read_matrix(text: str) -> Shape | None:
@@ -187,6 +198,8 @@ def _closes_at_end(text: str, opening: str, closing: str) -> bool:
 
 def _read_plus_minus(text: str) -> Shape | None:
     r"""Read `a \pm b` as its two values."""
+    if "\\pm" not in text:
+        text = text.replace("\\mp", "\\pm")
     if len(_PLUS_MINUS.findall(text)) != 1 or _RELATION.search(text.partition("=")[2]):
         return None
     plus = _PLUS_MINUS.sub("+", text).replace("\\mp", "-")
@@ -216,7 +229,8 @@ def split_top(text: str, separator: str) -> tuple[str, ...]:
     """
     parts: list[str] = []
     depth = start = position = 0
-    words = _JOINING.get(separator)
+    related = separator == "," and _RELATION.search(text)
+    words = _JOINING.get("=" if related else separator)  # p \\land q is one statement
     while position < len(text):
         char = text[position]
         length = 0
@@ -240,13 +254,10 @@ def split_top(text: str, separator: str) -> tuple[str, ...]:
 
 def split_assignment(text: str) -> tuple[str, str] | None:
     """Return (name, value) of `x = 5`, `f(x) = 2x`, `(p,q) = (3,2)`; None for other equations."""
-    match = _ASSIGNMENT.fullmatch(text)
-    if match is not None:
-        return None if _RELATION.search(match["value"]) else (key(match["name"]), match["value"])
-    value, equals, name = text.partition("=")
-    if equals and _SINGLE_NAME.fullmatch(name.strip()) and not re.search("[a-zA-Z=<>]", value):
-        return key(name.strip()), value.strip()  # 2 = x
-    return None
+    chain = read_chain(text)
+    if chain is None or not chain.name or len(chain.exact) + len(chain.rough) != 1:
+        return None
+    return chain.name, chain.main
 
 
 def unfold(text: str) -> str:
@@ -260,19 +271,10 @@ def unfold(text: str) -> str:
     return ", ".join(f"{n} = {v}" for n, v in zip(names.items, values.items, strict=True))
 
 
-def same_left_side(first: str, second: str) -> tuple[str, str] | None:
-    """Return the right sides of two equations whose left sides are spelled alike, or None."""
-    if first.count("=") != 1 or second.count("=") != 1 or any("," in t for t in (first, second)):
-        return None
-    (left, _, value), (other, _, other_value) = first.partition("="), second.partition("=")
-    alike = key(left) == key(other) and re.search("[a-zA-Z]", left)
-    return (value.strip(), other_value.strip()) if alike and not has_order(first + second) else None
-
-
 def is_equation(text: str) -> bool:
     """Say whether a text equates more than a name with a value: `2x + z = 1`."""
-    left, equals, _ = text.partition("=")
-    return bool(equals) and split_assignment(text) is None and bool(_OPERATED.search(left))
+    chain = read_chain(text)
+    return chain is not None and bool(chain.left)
 
 
 def as_intervals(text: str) -> str:
@@ -280,17 +282,57 @@ def as_intervals(text: str) -> str:
 
     Texts that are anything else stay as they are.
     """
-    parts = split_top(text, "or")
+    parts = split_top(_without_bars(text), "or")
     intervals = [_as_interval(part) for part in parts]
     if not all(intervals) or len({name for name, _ in filter(None, intervals)}) != 1:
         return text
     return " \\cup ".join(interval for _, interval in filter(None, intervals))
 
 
+def members_differ(first: str, second: str) -> bool:
+    r"""Say whether both texts say of what they hold, and of different things: `x \in`, `y \in`.
+
+    An inequality for one variable says so as well.
+    """
+    names = [_about(text) for text in (first, second)]
+    return "" not in names and names[0] != names[1]
+
+
+def _about(text: str) -> str:
+    match = _MEMBER.match(text)
+    if match is not None:
+        return key(match[1])
+    if "\\in" in text or not has_order(text):
+        return ""
+    names = {interval[0] for part in split_top(text, "or") if (interval := _as_interval(part))}
+    return key(names.pop()) if len(names) == 1 else ""
+
+
+def _without_bars(text: str) -> str:
+    r"""Write `|x| < 2` and `1 < |x| < 2` without absolute value."""
+    relation = split_relations(text)
+    if relation is None:
+        return text
+    relation = relation.upwards()
+    bars = [_ABSOLUTE.fullmatch(side) for side in relation.sides]
+    if not set(relation.signs) <= {"<", "\\leq"} or sum(map(bool, bars)) != 1:
+        return text
+    sides, signs = relation.sides, relation.signs
+    if len(sides) == 2 and bars[0]:
+        return f"-({sides[1]}) {signs[0]} {bars[0][1]} {signs[0]} {sides[1]}"
+    if len(sides) == 2 and bars[1]:
+        return f"{bars[1][1]} {signs[0]} -({sides[0]}) or {sides[0]} {signs[0]} {bars[1][1]}"
+    if len(sides) == 3 and bars[1]:
+        low, high, name = sides[0], sides[2], bars[1][1]
+        negative = f"-({high}) {signs[1]} {name} {signs[0]} -({low})"
+        return f"{negative} or {low} {signs[0]} {name} {signs[1]} {high}"
+    return text
+
+
 def _as_interval(text: str) -> tuple[str, str] | None:
     sides = _ORDER.split(text)  # value, sign, value, ...
     values, signs = [side.strip() for side in sides[::2]], sides[1::2]
-    names = [i for i, value in enumerate(values) if _SINGLE_NAME.fullmatch(value)]
+    names = [i for i, value in enumerate(values) if _NAMED.fullmatch(value)]
     if len(names) != 1 or len(values) not in (2, 3):
         return None
     if any(sign.startswith(">") or "geq" in sign for sign in signs):
@@ -308,8 +350,8 @@ def _as_interval(text: str) -> tuple[str, str] | None:
 
 
 def has_relation(text: str) -> bool:
-    """Say whether a text holds an equals, order or membership sign."""
-    return bool(_RELATION.search(text))
+    """Say whether an equals, order or membership sign stands outside of all brackets."""
+    return split_relations(text) is not None
 
 
 def has_order(text: str) -> bool:

@@ -1,42 +1,27 @@
-"""The last tier: math-verify in a worker process, with its known false positives rejected."""
+"""The last tier: both formulas, read by our own grammar, compared by value in a worker process.
+
+math-verify runs in the same workers, but only for the policy `math_verify`, beside which ours is
+measured: its verdicts decide nothing here.
+"""
 
 from __future__ import annotations
 
 import atexit
 import os
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from mathenv.grading.normalize import braced
+from mathenv.grading.expression import read_formula
 from mathenv.grading.policy import STRICT, GradePolicy
 from mathenv.grading.pool import Reply, WorkerLimits, WorkerPool
-from mathenv.grading.text import base_tokens
+from mathenv.grading.reading import read_pair
 
 _MEMO_SIZE = 20_000
 _LEAST_SECONDS = 0.02  # with less than this left there is nothing to start
 _MEMO_VERDICTS = frozenset({"correct", "incorrect", "unparsed", "gold_error"})
-
-_FUNCTIONS = "sin|cos|tan|cot|sec|csc|log|ln|sinh|cosh|tanh|arcsin|arccos|arctan|exp|max|min|gcd"
-_LATEX_SPELLING: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\\text\{\s*,?\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])", ","),
-        (r",(?:\s*,)+", ","),
-        (r"\*\*\s*\(([^()]*)\)", r"^{\1}"),
-        (r"\*\*\s*(-?[0-9a-z]+)", r"^{\1}"),
-        (r"(?<![\\a-zA-Z])a(sin|cos|tan)(?=\s*\()", r"\\arc\1"),
-        (r"(?<![\\a-zA-Z])log(?=\s*\()", r"\\ln"),  # as in Python
-        (rf"(?<![\\a-zA-Z])({_FUNCTIONS})(?![a-zA-Z])", r"\\\1"),
-        (r"(?<![\\a-zA-Z])(pi|theta|alpha|beta|lambda)(?![a-zA-Z])", r"\\\1"),
-        (r"(?<![\\a-zA-Z])(?:oo|infinity|inf)(?![a-zA-Z])", r"\\infty"),
-        (r"(?<=[0-9a-zA-Z)}])\s*\*\s*(?=[0-9a-zA-Z(\\])", r" \\cdot "),
-    )
-)
-_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
-_DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*\^\\circ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +31,7 @@ class Options:
     tolerance: float = STRICT.tolerance
     exact_tolerance: float = STRICT.exact_tolerance
     absolute_tolerance: float = STRICT.absolute_tolerance
+    float_noise: float = STRICT.float_noise
     same_symbols: bool = True
     raw: bool = False  # math-verify alone, on whole texts
 
@@ -55,6 +41,7 @@ class Options:
             policy.tolerance,
             policy.exact_tolerance,
             policy.absolute_tolerance,
+            policy.float_noise,
             policy.symbols == "same",
         )
 
@@ -83,7 +70,7 @@ class SymbolicComparer:
 
     def __call__(self, gold: str, answer: str, options: Options, budget: Budget) -> Reply:
         """Compare two values that no cheaper tier could decide."""
-        return self._remembered(to_latex(gold), to_latex(answer), options, budget)
+        return self._remembered(gold, answer, options, budget)
 
     def raw(self, gold: str, response: str, budget: Budget) -> Reply:
         """Let math-verify extract, parse and compare on its own."""
@@ -103,47 +90,26 @@ class SymbolicComparer:
         return reply
 
     def _compare(self, gold: str, answer: str, options: Options, budget: Budget) -> Reply:
+        if options.raw:
+            return self._ask(gold, answer, asdict(options), budget)
+        reading = read_pair(gold, answer, not options.same_symbols)
+        if isinstance(reading, bool):
+            return Reply("correct" if reading else "incorrect", "by the relation signs")
+        if reading is None:
+            return _not_understood(answer)
+        job = asdict(options) | {"reading": reading}
+        return self._ask(gold, answer, job, budget)
+
+    def _ask(self, gold: str, answer: str, job: dict[str, Any], budget: Budget) -> Reply:
         if budget.seconds < _LEAST_SECONDS:
             return Reply("timeout", "CPU limit reached by earlier parts")
-        reply = self.pool.compare(gold, answer, asdict(options), budget.seconds)
-        if reply.verdict != "correct" or options.raw:
-            return reply
-        if base_tokens(gold) != base_tokens(answer):
-            detail = "math-verify accepted it, the base subscripts differ"
-            return replace(reply, verdict="incorrect", detail=detail)
-        if _lengths_differ(gold, answer):
-            detail = "math-verify accepted it, the number of values differs"
-            return replace(reply, verdict="incorrect", detail=detail)
-        return reply
+        return self.pool.compare(gold, answer, job, budget.seconds)
 
 
-def _lengths_differ(gold: str, answer: str) -> bool:
-    r"""Say whether one side lists more values: as sets, `-2,-2` would equal `-2`."""
-    if "\\pm" in gold + answer or "=" in gold or _is_set(gold) or _is_set(answer):
-        return False
-    return _count_values(gold) != _count_values(answer)
-
-
-def _is_set(text: str) -> bool:
-    return text.startswith(("{", "\\{"))
-
-
-def _count_values(text: str) -> int:
-    """Return the number of parts that commas and semicolons outside brackets separate."""
-    depth, count = 0, 1
-    for char in text:
-        depth += (char in "([{") - (char in ")]}")
-        count += depth == 0 and char in ",;"
-    return count
-
-
-def to_latex(text: str) -> str:
-    """Write plain spellings (`2**3`, `sqrt(2)`, `and`) as the LaTeX that the parser knows."""
-    for pattern, replacement in _LATEX_SPELLING:
-        text = pattern.sub(replacement, text)
-    if "\\circ" in text and _TRIGONOMETRIC.search(text):
-        text = _DEGREES.sub(r"\\frac{\1\\pi}{180}", text)
-    return braced(text).strip()
+def _not_understood(answer: str) -> Reply:
+    if read_formula(answer) is None:
+        return Reply("unparsed", "the answer is no formula, and not the same text")
+    return Reply("incorrect", "only the same text matches the reference, which is no formula")
 
 
 _shared: SymbolicComparer | None = None

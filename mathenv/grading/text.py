@@ -2,8 +2,10 @@ r"""Answers that are words, choice letters, clock times or numerals in a base.""
 
 from __future__ import annotations
 
+import math
 import re
 
+from mathenv.grading.letters import looks_like_a_word
 from mathenv.grading.numbers import parse_number
 from mathenv.grading.policy import STRICT, GradePolicy
 
@@ -28,7 +30,6 @@ _NOT_PROSE = re.compile(
     re.IGNORECASE,
 )
 _SENTENCE = 6  # words of four letters and more: no spelling of a value needs as many
-_BASE_TOKEN = re.compile(r"([0-9A-Z]+)\s*_\s*\{?\s*([0-9]{1,2})\s*\}?")
 
 
 def compare_words(gold: str, answer: str, policy: GradePolicy = STRICT) -> bool | None:
@@ -43,10 +44,25 @@ def compare_words(gold: str, answer: str, policy: GradePolicy = STRICT) -> bool 
     wrapped = "\\" in gold
     if answer_words is None:
         return None
-    if gold_words.casefold() == answer_words.casefold():
-        same_case = gold_words == answer_words
-        return True if same_case or wrapped or "\\" in answer or len(gold_words) > 1 else None
-    return False if wrapped else None
+    if gold_words == answer_words:
+        return True
+    if gold_words.isupper() and answer_words.isupper() and len(gold_words) > 1:
+        return False  # names of points, segments, directions: NE is not EN
+    named = any(map(_holds_words, (gold_words, answer_words)))
+    if not wrapped and not named:
+        return None  # kx-a
+    if _folded(gold_words) == _folded(answer_words):  # Yes and yes; not R and r, ABC and abc
+        return len(gold_words) > 3 or (len(gold_words) > 1 and wrapped) or gold_words[1:].islower()
+    return False
+
+
+def _holds_words(text: str) -> bool:
+    return any(map(looks_like_a_word, re.findall("[A-Za-z]+", text)))
+
+
+def _folded(words: str) -> str:
+    """Fold the case of words, not of single letters: `odd n` is not `odd N`."""
+    return " ".join(word.casefold() if len(word) > 1 else word for word in words.split())
 
 
 def compare_prose(gold: str, answer: str, policy: GradePolicy = STRICT) -> bool | None:
@@ -86,9 +102,24 @@ def compare_choices(gold: str, answer: str, policy: GradePolicy = STRICT) -> boo
 
 
 def compare_clock_times(gold: str, answer: str, policy: GradePolicy = STRICT) -> bool | None:
-    """Compare clock times by value. A missing a.m. or p.m. matches the same digits only."""
+    """Compare clock times by value. A missing a.m. or p.m. matches the same digits only.
+
+    None for ratios: 9:10, where the reference has no sign of a time and no common factor.
+    """
     gold_time, answer_time = _clock(gold), _clock(answer)
-    return None if gold_time is None or answer_time is None else gold_time == answer_time
+    if gold_time is None or _is_ratio(gold, gold_time):
+        return None
+    if answer_time is None:
+        return False if ":" in answer else None
+    return gold_time == answer_time
+
+
+def _is_ratio(text: str, time: tuple[int, int, int]) -> bool:
+    """Say whether a reference is in lowest terms, and not written as times are (3:05, 12:00)."""
+    hours, minutes, seconds = time
+    if re.search("[a-zA-Z]", text) or ":0" in text:
+        return False
+    return math.gcd(hours, minutes, seconds) == 1
 
 
 def _clock(text: str) -> tuple[int, int, int] | None:
@@ -96,6 +127,8 @@ def _clock(text: str) -> tuple[int, int, int] | None:
     if match is None:
         return None
     hours, minutes, seconds = (int(part or 0) for part in match.groups()[:3])
+    if hours > 24 or minutes > 59 or seconds > 59:
+        return None
     if match.group(4):
         hours = hours % 12 + (12 if match.group(4).lower() == "p" else 0)
     return hours, minutes, seconds
@@ -103,12 +136,9 @@ def _clock(text: str) -> tuple[int, int, int] | None:
 
 def compare_based(gold: str, answer: str, policy: GradePolicy = STRICT) -> bool | None:
     """Compare numerals with a base subscript by digits and base (`1200_7` is not `1200_8`)."""
-    gold_match, answer_match = _BASED.fullmatch(gold), _BASED.fullmatch(answer)
-    if gold_match is None or answer_match is None or not gold_match.group(1)[-1].isdigit():
+    gold_match, answer_match = (_BASED.fullmatch(_WRAPPER.sub(r"\1", t)) for t in (gold, answer))
+    if gold_match is None or answer_match is None:
         return None
+    if not any(char.isdigit() for char in gold_match.group(1)):
+        return None  # x_2, AB_1
     return gold_match.groups() == answer_match.groups()
-
-
-def base_tokens(text: str) -> list[tuple[str, str]]:
-    """Return the numerals with a base subscript in `text`, sorted: (digits, base)."""
-    return sorted(m for m in _BASE_TOKEN.findall(text) if m[0][-1].isdigit())

@@ -3,6 +3,7 @@ r"""Units at the end of an answer: `\text{...}`, degrees, and bare words after a
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from mathenv.grading.policy import GradePolicy
 
@@ -12,13 +13,18 @@ WRAPPED_UNIT = re.compile(
     r"\s*(?:\\(?:text|textnormal|textrm|textit|textbf|mbox|mathrm|mathit|rm|operatorname)\s*)"
     r"\{([^{}]*)\}\s*(?:\^\s*\{?\s*(-?[0-9])\s*\}?)?$"
 )
+UNIT_POWER = re.compile(r"(?<=[a-zA-Z}])\s*\^\s*\{?\s*(-?[0-9])\s*\}?$")
 # `95{minutes}` is what some normalisers leave of `95\text{minutes}`.
 _BRACED_UNIT = re.compile(r"(?<=[0-9])\s*\{\s*([a-zA-Z][a-zA-Z ]*)\}\s*(?:\^\s*\{?[0-9]\}?)?$")
+_POWER_WORDS = re.compile(r"\b(?:(sq|square)|(cu|cubic))\b\s*")
 _DEGREES = re.compile(r"\s*\^\\circ$")
 # Words that change the value, or that name one of two possible answers, are not units.
 _NOT_A_UNIT = re.compile(
-    r"hundred|thousand|million|billion|trillion|dozen|percent|half|halves|third|quarter|fourths?\b|"
-    r"fifths?\b|sixths?\b|sevenths?\b|eighths?\b|ninths?\b|tenths?\b|base|"
+    r"hundred|thousand|[a-z]illions?\b|dozen|percent|half|halves|thirds?\b|quarter|fourths?\b|"
+    r"fifths?\b|sixths?\b|sevenths?\b|eighths?\b|ninths?\b|tenths?\b|elevenths?\b|twelfths?\b|"
+    r"teenths?\b|tieths?\b|\b(?:lakhs?|lacs?|crores?|myriads?|tens|ones|scores?|fold|twice|double|"
+    r"triple|quadruple|squares|cubes|remainder|below|short|left over|owed|fewer|except|minus|least|"
+    r"most|exactly not|wrong|false|no)\b|base|"
     r"\b[ap]\.?\s?m\b|\b(?:and|or|i|e|to|mod|modulo|plus|minus|times|over|by|squared|cubed|choose|"
     r"factorial|root|pi|infinity|negative|if|for|when|where|less|more|than|not|sin|cos|tan|cot|sec|"
     r"csc|log|ln|exp|sqrt|arcsin|arccos|arctan|score|gross)\b",
@@ -75,3 +81,120 @@ def _canonical(unit: str) -> str:
     unit = re.sub(r"\\[a-z]+", " ", unit.lower())
     words = re.findall(r"[a-z]+", unit)
     return " ".join(word.rstrip("s") if len(word) > 2 else word for word in words)
+
+
+# Units that are converted: the kind of each, and its size in the smallest unit of the kind.
+_SIZES: dict[str, dict[str, Fraction | int]] = {
+    "time": {"second": 1, "minute": 60, "hour": 3600, "day": 86_400, "week": 604_800},
+    "length": {"mm": 1, "cm": 10, "dm": 100, "m": 1000, "km": 1_000_000},
+    "imperial length": {"inch": 1, "foot": 12, "yard": 36, "mile": 63_360},
+    "mass": {"mg": 1, "g": 1000, "kg": 1_000_000},
+    "imperial mass": {"ounce": 1, "pound": 16},
+    "volume": {"ml": 1, "l": 1000},
+    "money": {"cent": 1, "dollar": 100},
+    "angle": {"degree": 1},
+    "radian": {"radian": 1},
+}
+_OTHER_NAMES = {
+    **{"sec": "second", "min": "minute", "hr": "hour", "inche": "inch", "feet": "foot"},
+    **{"ft": "foot", "yd": "yard", "mi": "mile", "oz": "ounce", "lb": "pound", "s": "second"},
+    **{"kilometer": "km", "meter": "m", "centimeter": "cm", "millimeter": "mm", "decimeter": "dm"},
+    **{"kilometre": "km", "metre": "m", "centimetre": "cm", "millimetre": "mm"},
+    **{"gram": "g", "kilogram": "kg", "milligram": "mg", "liter": "l", "litre": "l"},
+    **{"milliliter": "ml", "millilitre": "ml", "in": "inch", "h": "hour", "rad": "radian"},
+}
+MEASURES: dict[str, tuple[str, Fraction]] = {
+    name: (kind, Fraction(size)) for kind, sizes in _SIZES.items() for name, size in sizes.items()
+}
+MEASURES |= {other: MEASURES[name] for other, name in _OTHER_NAMES.items()}
+
+
+# Other units of measure, which are not converted but told apart: names in lower case.
+_MEASURED = frozenset(
+    [
+        "w",
+        "kw",
+        "mw",
+        "gw",
+        "n",
+        "kn",
+        "j",
+        "kj",
+        "mj",
+        "v",
+        "kv",
+        "ev",
+        "kev",
+        "mev",
+        "hz",
+        "khz",
+        "mhz",
+        "ghz",
+        "pa",
+        "kpa",
+        "c",
+        "f",
+        "k",
+        "a",
+        "ma",
+        "mol",
+        "knot",
+        "per",
+        "newton",
+        "joule",
+        "watt",
+        "volt",
+        "pascal",
+        "hertz",
+        "nm",
+        "um",
+    ]
+)
+_COMPOUND = {"mph": "mile hour", "kph": "km hour", "kmh": "km hour", "fps": "foot second"}
+
+
+def labels_conflict(gold: str, answer: str) -> bool:
+    """Say whether two labels name different things: real roots and complex roots, m/s and km/h.
+
+    Not where one only says more (`red marbles`, `marbles`), or where a unit of measure is on one
+    side only.
+    """
+    first, second = _words(gold), _words(answer)
+    if not first or not second:
+        return False
+    known = [
+        all(word in MEASURES or word in _MEASURED for word in side) for side in (first, second)
+    ]
+    if all(known):
+        return _measures(first) != _measures(second)
+    one, other = set(first), set(second)
+    if any(known) or (one | other) & MEASURES.keys() or min(map(len, one | other)) < 3:
+        return False
+    return not (one <= other or other <= one)
+
+
+def _words(label: str) -> list[str]:
+    return " ".join(_COMPOUND.get(word, word) for word in label.split()).split()
+
+
+def _measures(words: list[str]) -> list[object]:
+    return [MEASURES.get(word, word) for word in words if word != "per"]
+
+
+def conversion(gold: str, answer: str) -> Fraction | None:
+    """Return how many of the gold's unit one of the answer's is; None for words of other kinds.
+
+    0 for units of different kinds: no number of seconds is a metre.
+    """
+    first, second = MEASURES.get(gold), MEASURES.get(answer)
+    if first is None or second is None:
+        return None
+    return second[1] / first[1] if first[0] == second[0] else Fraction(0)
+
+
+def split_power(unit: str) -> tuple[str, str]:
+    """Return a unit without `square` or `cubic`, and the exponent that the word stands for."""
+    match = _POWER_WORDS.search(unit)
+    if match is None or _POWER_WORDS.sub("", unit).strip() in ("", "unit"):
+        return unit, ""
+    return _POWER_WORDS.sub("", unit).strip(), "2" if match[1] else "3"

@@ -40,6 +40,7 @@ def _load(name: str, *path: str) -> ModuleType:
     return module
 
 
+_load("_mathenv_values", "values.py")  # `leaf.py` uses it
 leaf = _load("_mathenv_leaf", "leaf.py")
 sandbox = _load("_mathenv_sandbox", "..", "interpreter", "sandbox.py")
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mathenv.grading import extract_answer, find_policy, grade, grade_answer
-from mathenv.grading.algebra import parse_expression
+from mathenv.grading.expression import read_formula
 from mathenv.grading.limits import MAX_CHARS, too_big
 from mathenv.grading.normalize import normalize
 from mathenv.grading.numbers import parse_number
@@ -61,7 +61,7 @@ def test_responses_known_to_be_slow(response):
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(TEXTS)
 def test_no_repetition_is_slow_or_raises(text):
-    for read in (too_big, normalize, parse_number, parse_expression):
+    for read in (too_big, normalize, parse_number, read_formula):
         _soon(read, text)
     for policy in FALLBACKS:
         _soon(extract_answer, text * 20, policy)
@@ -76,7 +76,7 @@ def test_no_repetition_is_slow_to_grade(text, gold):
 
 @given(st.text("0123456789,", max_size=400))
 def test_digits_and_commas_never_raise(text):
-    parse_expression(text)
+    read_formula(text)
     parse_number(text)
 
 

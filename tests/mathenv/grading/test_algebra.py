@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mathenv.grading.algebra import compare_algebra, parse_expression
+from mathenv.grading.algebra import compare_algebra
+from mathenv.grading.expression import read_formula
 from mathenv.grading.policy import PAPER
 
 
@@ -53,7 +54,6 @@ def test_different(gold, answer):
         ("40\\pi", "125.6637061"),
         ("\\frac{\\sqrt{2}}{2}", "\\frac{1}{\\sqrt{2}}"),  # equal in floating point is no proof
         ("cats", "tacs"),
-        ("12_5", "12_5"),
         ("3^{2025}", "2^{2025}"),  # too large
         ("\\frac{1}{x-x}", "1"),
         ("(" * 500, "1"),
@@ -85,7 +85,7 @@ TERMS = st.recursive(
 
 @given(TERMS)
 def test_no_expression_differs_from_itself(text):
-    assert parse_expression(text) is not None
+    assert read_formula(text) is not None
     assert compare_algebra(text, text) is not False
     assert compare_algebra(text, f"({text})+0") is not False
     assert compare_algebra(text, f"{text}+1") is not True

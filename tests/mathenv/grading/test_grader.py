@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mathenv.grading import grade, grade_answer
+from mathenv.errors import ConfigError
+from mathenv.grading import GradePolicy, PolicyGrader, grade, grade_answer, grade_many
 from mathenv.types import GradeStatus
 
 
@@ -98,11 +99,71 @@ def test_known_false_positives_are_rejected(gold, answer):
     assert not grade_answer(gold, answer).correct
 
 
-def test_a_gold_that_does_not_parse_is_no_wrong_answer():
-    result = grade_answer("\\frac{3}{", "\\sqrt{x}")
-    assert result.status is GradeStatus.GOLD_ERROR
-    assert not result.counts
-    assert grade_answer("\\frac{3}{", "\\frac{3}{").correct  # strings decide
+@pytest.mark.parametrize(
+    "gold", ["\\frac{3}{", "x^{2", "\\begin{pmatrix}1", "2+", "9" * 300, "\\sqrt", "a}b{"]
+)
+@pytest.mark.parametrize("answer", ["\\sqrt{x}", "5", "no", "(1,2)", None])
+def test_a_bad_reference_is_bad_whatever_the_answer(gold, answer):
+    for text in (answer, gold):
+        result = grade_answer(gold, text)
+        assert result.status is GradeStatus.GOLD_ERROR
+        assert not result.counts
+
+
+@pytest.mark.parametrize("gold", ["odd primes p with p = 3 mod 4", "\\heartsuit", "5 < x ~ y"])
+def test_a_reference_that_is_no_formula_is_matched_by_its_text_only(gold):
+    assert grade_answer(gold, gold).correct
+    for answer in ("5", "\\sqrt{x}", "(1,2)", "no"):
+        result = grade_answer(gold, answer)
+        assert result.status in (GradeStatus.INCORRECT, GradeStatus.UNPARSED)
+
+
+@pytest.mark.parametrize("gold", [None, 5, 0.5, b"5", [5], ["5", None], {"5": 1}, object()])
+def test_a_reference_of_the_wrong_type_is_a_config_error(gold):
+    for call in (grade, grade_answer):
+        with pytest.raises(ConfigError, match="reference answer is a string"):
+            call(gold, "\\boxed{5}")
+
+
+@pytest.mark.parametrize("response", [None, 5, b"5", ["5"]])
+def test_a_response_of_the_wrong_type_is_a_config_error(response):
+    with pytest.raises(ConfigError, match="a response is a string"):
+        grade("5", response)
+
+
+@pytest.mark.parametrize("policy", [None, 5, ["strict"], {"tolerance": 1}, "stricter", b"strict"])
+def test_a_policy_of_the_wrong_type_or_name_is_a_config_error(policy):
+    for call in (grade, grade_answer):
+        with pytest.raises(ConfigError, match="grading policy"):
+            call("5", "5", policy)
+    with pytest.raises(ConfigError, match="grading policy"):
+        PolicyGrader(policy)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"round_to_gold": "yes"},
+        {"tolerance": True},
+        {"tolerance": float("nan")},
+        {"tolerance": "1"},
+        {"boxes": ["last"]},
+        {"name": 5},
+    ],
+)
+def test_policy_fields_of_the_wrong_type_are_config_errors(field):
+    with pytest.raises(ConfigError, match="must be"):
+        GradePolicy(**field)
+
+
+def test_pairs_and_workers_of_the_wrong_kind_are_config_errors():
+    with pytest.raises(ConfigError, match="each pair"):
+        grade_many([("5", "5", "5")])
+    with pytest.raises(ConfigError, match="each pair"):
+        grade_many(["55"])
+    for workers in (0, -1, "2", 1.5):
+        with pytest.raises(ConfigError, match="workers"):
+            grade_many([("5", "5")], workers=workers)
 
 
 def test_an_answer_that_does_not_parse_counts_as_wrong():

@@ -27,7 +27,7 @@ CHOICES = [
     ("strict,percent=factor", "50", "0.5", True, False),
     ("strict,percent=factor", "5", "500", True, False),
     ("strict,percent=factor", "\\frac{1}{2}", "50", False, False),
-    ("strict,units=agree", "10\\text{ cm}", "10 inches", False, True),
+    ("strict,units=agree", "10\\text{ red marbles}", "10 marbles", False, True),
     ("strict,units=agree", "10\\text{ cm}", "10", True, True),
     ("strict,units=require", "10\\text{ cm}", "10", False, True),
     ("strict,units=require", "10\\text{ cm}", "10 cm", True, True),
@@ -75,7 +75,7 @@ def test_boxes():
     ("fallback", "response", "answer"),
     [
         ("none", "The answer is 42.", None),
-        ("text", "The answer is 42.", "42."),
+        ("text", "The answer is 42.", "42"),
         ("text", "so $x = 3$ and therefore $x + 1 = 4$.", "x + 1 = 4"),
         ("text", "We get 3, then 1,234 eggs", "1,234"),
         ("text", "nothing here", None),

@@ -27,7 +27,7 @@ SAFE = [
     ("\\sin x", "\\cos x", False),
 ]
 # An integral that sympy does not finish; below all caps.
-HEAVY = "\\int_0^1 \\frac{\\sqrt{\\sin(x^5)+\\cos(x^7)}}{1+x^{x}} dx"
+HEAVY = "\\sum_{k=1}^{\\infty}\\sum_{j=1}^{\\infty}\\frac{1}{k^2+j^3}"
 
 PATHOLOGICAL = {
     row["name"]: "".join(text * count for text, count in row["parts"])
