@@ -9,8 +9,8 @@ from pathlib import Path
 
 from agents.base import SamplingParams
 from agents.llm import LLMAgent
-from agents.models.transformers import TransformersModel, load_causal_lm, load_tokenizer
-from agents.models.vllm import VLLMModel, VLLMOptions
+from agents.models.hf import TransformersModel, load_causal_lm, load_tokenizer
+from agents.models.vllm_engine import VLLMModel, VLLMOptions
 from agents.settings import EngineKind, EngineOptions, RenderOptions
 
 __all__ = [

@@ -9,8 +9,8 @@ from pathlib import Path
 from agents.base import SamplingParams
 from agents.chat import ChatAgent
 from agents.llm import LLMAgent
-from agents.models.openai import OpenAIChat, OpenAIModel, ServerOptions
-from agents.models.transformers import load_tokenizer
+from agents.models.hf import load_tokenizer
+from agents.models.server import OpenAIChat, OpenAIModel, ServerOptions
 from agents.policy import RenderOptions, within
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agents.base import Agent, SamplingParams
-from agents.scripted import OracleAgent, ReplayAgent
+from agents.oracle import OracleAgent, ReplayAgent
 from mathenv.errors import ConfigError, did_you_mean
 from mathenv.settings import Count, NotNegative, PositiveShare, check_settings
 from mathenv.store import read_trajectories
@@ -245,7 +245,7 @@ def _openai(
 ) -> Iterator[OpenAgent]:
     if options.base_url is None:
         raise ConfigError("--agent openai needs --base-url, e.g. http://localhost:8000/v1")
-    server = import_module("agents.models.openai").ServerOptions(
+    server = import_module("agents.models.server").ServerOptions(
         options.base_url, options.served_model, slots=options.slots
     )
     details = {"base_url": options.base_url, "api": options.api, **_wording(options)}

@@ -6,15 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
-from benchmarks.metrics import (
-    Difference,
-    Estimate,
-    Outcomes,
-    mcnemar,
-    outcomes,
-    paired_difference,
-    pass_at_1,
-)
+from benchmarks.intervals import Difference, Estimate
+from benchmarks.metrics import Outcomes, mcnemar, outcomes, paired_difference, pass_at_1
 from mathenv.errors import ConfigError
 from mathenv.types import Trajectory
 

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from benchmarks.metrics import Estimate
+from benchmarks.intervals import Estimate
 from mathenv.errors import ConfigError
 from mathenv.files import writing
 

@@ -17,14 +17,8 @@ from pathlib import Path
 
 from benchmarks import results
 from benchmarks.curve import learning_curve
-from benchmarks.metrics import (
-    Estimate,
-    Outcomes,
-    by_problem,
-    outcomes,
-    paired_difference,
-    pass_at_1,
-)
+from benchmarks.intervals import Estimate
+from benchmarks.metrics import Outcomes, by_problem, outcomes, paired_difference, pass_at_1
 from benchmarks.pages.page import write_report
 from benchmarks.report import (
     StageRow,

@@ -11,16 +11,8 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from benchmarks.comparison import Comparison, p_text
-from benchmarks.metrics import (
-    Difference,
-    Estimate,
-    Metrics,
-    Outcomes,
-    ToolUse,
-    outcomes,
-    paired_difference,
-    pass_at_1,
-)
+from benchmarks.intervals import Difference, Estimate
+from benchmarks.metrics import Metrics, Outcomes, ToolUse, outcomes, paired_difference, pass_at_1
 from benchmarks.results import BenchResult
 from mathenv.types import Trajectory
 

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.metrics import Estimate, Metrics, ToolUse
+from benchmarks.intervals import Estimate
+from benchmarks.metrics import Metrics, ToolUse
 from benchmarks.suites import Published
 from mathenv.errors import ConfigError, DataError
 from mathenv.grading.policy import GradePolicy

@@ -19,33 +19,33 @@ from learners.settings import (
 )
 
 if TYPE_CHECKING:
-    from learners.dmpo import DMPO
-    from learners.dpo import MultiTurnDPO, SingleTurnDPO
-    from learners.grpo import GRPO
-    from learners.ipo import IPO
-    from learners.kto import MultiTurnKTO, SingleTurnKTO
     from learners.learner import BaseLearner, Learner, LogProbs, LossOutput, make_learner
-    from learners.raft import RAFT
-    from learners.sft import SFT
-    from learners.simpo import SimPO
-    from learners.stepdpo import StepDPO
+    from learners.methods.dmpo import DMPO
+    from learners.methods.dpo import MultiTurnDPO, SingleTurnDPO
+    from learners.methods.grpo import GRPO
+    from learners.methods.ipo import IPO
+    from learners.methods.kto import MultiTurnKTO, SingleTurnKTO
+    from learners.methods.raft import RAFT
+    from learners.methods.sft import SFT
+    from learners.methods.simpo import SimPO
+    from learners.methods.stepdpo import StepDPO
 
 _LAZY = {
-    "DMPO": "learners.dmpo",
-    "GRPO": "learners.grpo",
-    "IPO": "learners.ipo",
-    "RAFT": "learners.raft",
-    "SFT": "learners.sft",
+    "DMPO": "learners.methods.dmpo",
+    "GRPO": "learners.methods.grpo",
+    "IPO": "learners.methods.ipo",
+    "RAFT": "learners.methods.raft",
+    "SFT": "learners.methods.sft",
     "BaseLearner": "learners.learner",
     "Learner": "learners.learner",
     "LogProbs": "learners.learner",
     "LossOutput": "learners.learner",
-    "MultiTurnDPO": "learners.dpo",
-    "MultiTurnKTO": "learners.kto",
-    "SimPO": "learners.simpo",
-    "SingleTurnDPO": "learners.dpo",
-    "SingleTurnKTO": "learners.kto",
-    "StepDPO": "learners.stepdpo",
+    "MultiTurnDPO": "learners.methods.dpo",
+    "MultiTurnKTO": "learners.methods.kto",
+    "SimPO": "learners.methods.simpo",
+    "SingleTurnDPO": "learners.methods.dpo",
+    "SingleTurnKTO": "learners.methods.kto",
+    "StepDPO": "learners.methods.stepdpo",
     "make_learner": "learners.learner",
 }
 

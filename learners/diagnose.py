@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from learners.checkpoint import read_manifest, step_folders
+from learners.training.checkpoint import read_manifest, step_folders
 from mathenv.errors import DataError
 
 # A fall of the mean chosen log-prob by this many nats is more than sharpening explains: in the

@@ -36,15 +36,15 @@ from agents.distributed import RayConfig, WorkerSetup, collect_with
 from agents.llm import derive_seed
 from agents.policy import load_policy
 from agents.rollout import jobs_of, read_collected
-from learners.checkpoint import check_finished, drop_state, step_folders
 from learners.diagnose import diagnose
 from learners.learner import Learner, make_learner
 from learners.preferences import Example, why_none
-from learners.records import RESULT, SELECTION, IterationResult, read_result, selected
 from learners.reporter import Reporter
 from learners.settings import IterateConfig, Method, ReferenceMoves
-from learners.train import Stage, train
-from learners.weights import same_weights
+from learners.training.checkpoint import check_finished, drop_state, step_folders
+from learners.training.records import RESULT, SELECTION, IterationResult, read_result, selected
+from learners.training.train import Stage, train
+from learners.training.weights import same_weights
 from mathenv.env import shared_interpreter
 from mathenv.errors import ConfigError, DataError, TrainingError
 from mathenv.files import writing

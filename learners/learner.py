@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from learners.logprobs import sums
+from learners.numerics.logprobs import sums
 from learners.preferences import Example, Sample, Selection
 from learners.registry import find_factory, learner_names, register_learner, settings_type
 from learners.settings import LearnerConfig

@@ -204,7 +204,7 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook_func(
         lambda kind: kind == tuple[str, ...], partial(_texts, converter)
     )
-    converter.register_structure_hook_func(lambda kind: get_origin(kind) is Literal, _one_of)
+    converter.register_structure_hook_func(_is_literal, _one_of)
     converter.register_structure_hook_func(
         # With its range or, once cattrs has looked at it, without.
         lambda kind: kind in (ReferenceMoves, int | Literal["last", "first"]),
@@ -213,6 +213,11 @@ def _converter() -> cattrs.Converter:
     methods = dict[str, Method]
     converter.register_structure_hook_func(lambda kind: kind == methods, _methods(converter))
     return converter
+
+
+def _is_literal(kind: Any) -> bool:
+    origin: Any = get_origin(kind)
+    return origin is Literal
 
 
 def _methods(converter: cattrs.Converter) -> Callable[[Any, type], dict[str, Method]]:

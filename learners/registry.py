@@ -39,17 +39,17 @@ _NO_PAIRS = ("eta", "nll_coef", "pairs.drop_error_winners")  # nothing is compar
 
 
 OURS = {
-    "mdpo": _Ours("learners.dpo:MultiTurnDPO"),
-    "dpo": _Ours("learners.dpo:SingleTurnDPO"),
-    "mkto": _Ours("learners.kto:MultiTurnKTO", KTOConfig),
-    "kto": _Ours("learners.kto:SingleTurnKTO", KTOConfig),
-    "ipo": _Ours("learners.ipo:IPO"),
-    "simpo": _Ours("learners.simpo:SimPO", SimPOConfig),
-    "dmpo": _Ours("learners.dmpo:DMPO", DMPOConfig),
-    "stepdpo": _Ours("learners.stepdpo:StepDPO", StepDPOConfig),
-    "grpo": _Ours("learners.grpo:GRPO", GRPOConfig, (*_NO_PAIRS, "pairs.per_problem")),
-    "raft": _Ours("learners.raft:RAFT", ignores=_NO_PAIRS),
-    "sft": _Ours("learners.sft:SFT", ignores=(*_NO_PAIRS, "pairs.per_problem")),
+    "mdpo": _Ours("learners.methods.dpo:MultiTurnDPO"),
+    "dpo": _Ours("learners.methods.dpo:SingleTurnDPO"),
+    "mkto": _Ours("learners.methods.kto:MultiTurnKTO", KTOConfig),
+    "kto": _Ours("learners.methods.kto:SingleTurnKTO", KTOConfig),
+    "ipo": _Ours("learners.methods.ipo:IPO"),
+    "simpo": _Ours("learners.methods.simpo:SimPO", SimPOConfig),
+    "dmpo": _Ours("learners.methods.dmpo:DMPO", DMPOConfig),
+    "stepdpo": _Ours("learners.methods.stepdpo:StepDPO", StepDPOConfig),
+    "grpo": _Ours("learners.methods.grpo:GRPO", GRPOConfig, (*_NO_PAIRS, "pairs.per_problem")),
+    "raft": _Ours("learners.methods.raft:RAFT", ignores=_NO_PAIRS),
+    "sft": _Ours("learners.methods.sft:SFT", ignores=(*_NO_PAIRS, "pairs.per_problem")),
 }
 _REGISTRY: dict[str, Factory] = {}
 

@@ -22,26 +22,28 @@ import torch
 
 from agents.base import WeightedAgent
 from agents.dialects import find_dialect
-from agents.models.transformers import load_tokenizer
+from agents.models.hf import load_tokenizer
+from agents.oracle import OracleAgent
 from agents.rollout import CollectConfig, collect
-from agents.scripted import OracleAgent
 from agents.tiny import make_tiny
-from learners.checkpoint import (
+from learners.iterate import Data, iterate
+from learners.learner import make_learner
+from learners.recipe import ProblemsConfig, Recipe, stored_recipe
+from learners.reporter import Reporter
+from learners.settings import Method
+from learners.training.checkpoint import (
     check_finished,
     drop_state,
     read_manifest,
     replace_file,
     seal,
     step_folders,
-    writing,
 )
-from learners.iterate import Data, IterationResult, Method, iterate
-from learners.learner import make_learner
-from learners.recipe import ProblemsConfig, Recipe, stored_recipe
-from learners.reporter import Reporter
-from learners.train import Stage, data_hash, train
+from learners.training.records import IterationResult
+from learners.training.train import Stage, data_hash, train
 from mathenv.env import shared_interpreter
 from mathenv.errors import ConfigError, DataError
+from mathenv.files import writing
 from mathenv.grading import STRICT
 from mathenv.interpreter import Interpreter, Limits
 from mathenv.locking import hold

@@ -23,13 +23,13 @@ from typing import Any
 
 import torch
 
-from learners.checkpoint import save_checkpoint
 from learners.learner import Learner, make_learner
-from learners.logprobs import reference_logps
-from learners.loop import Frozen, Loop, Metrics
-from learners.parallel import Devices, Policy, autocast
+from learners.numerics.logprobs import reference_logps
 from learners.preferences import Example
-from learners.schedule import TrainConfig
+from learners.settings import TrainConfig
+from learners.training.checkpoint import save_checkpoint
+from learners.training.loop import Frozen, Loop, Metrics
+from learners.training.parallel import Devices, Policy, autocast
 from mathenv.errors import TrainingError
 from mathenv.manifest import environment
 from mathenv.types import Trajectory

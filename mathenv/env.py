@@ -24,7 +24,7 @@ from mathenv.errors import ConfigError, InfraError, whole
 from mathenv.grading import GradePolicy, grader_for
 from mathenv.grading.extract import visible_text
 from mathenv.interpreter.base import HostLimitError, Interpreter, Limits, Session
-from mathenv.interpreter.docker import DockerInterpreter
+from mathenv.interpreter.docker_host import DockerInterpreter
 from mathenv.interpreter.local import TIERS, LocalInterpreter
 from mathenv.problems import load_problems
 from mathenv.protocol import (

@@ -311,11 +311,11 @@ def model(tmp_path_factory) -> Callable[[], Path]:
 
 def make_model(folder: Path) -> None:
     """Train a model in seconds to guess one of four numbers: that ends episodes, and some right."""
-    from agents.models.transformers import load_tokenizer
+    from agents.models.hf import load_tokenizer
     from agents.rendering import ChatRenderer
     from agents.tiny import TinyConfig, make_tiny
     from learners import make_learner
-    from learners.train import Stage, TrainConfig, train
+    from learners.training.train import Stage, TrainConfig, train
     from mathenv.types import Grade, GradeStatus, StopReason, Trajectory, Turn
 
     work = folder.with_suffix(".partial")

@@ -8,7 +8,7 @@ or around a trainer of one's own:
                 rollout_func=episode_rollouts(problems, ChatRenderer(tokenizer)))
 
 TRL (1.16) hands each batch of prompts to `rollout_func` and takes token ids back, so it samples
-nothing itself and needs no vLLM server: `agents.models.transformers` samples from the trainer's
+nothing itself and needs no vLLM server: `agents.models.hf` samples from the trainer's
 own weights, the code runs in our sandbox, and the next turn sees what it printed. Of the columns
 given back, TRL multiplies `env_mask` into its loss mask (its name there is `tool_mask`): 1 where
 the model sampled the token, 0 on the interpreter's output and the template's tokens between
@@ -39,7 +39,7 @@ from trl.models import unwrap_model_for_generation
 from agents.base import SamplingParams
 from agents.collector import CollectConfig, Collector, Job
 from agents.llm import LLMAgent, derive_seed
-from agents.models.transformers import TransformersModel, load_causal_lm, load_tokenizer
+from agents.models.hf import TransformersModel, load_causal_lm, load_tokenizer
 from agents.rendering import ChatRenderer
 from agents.rollout import play_jobs, run_blocking
 from benchmarks.agent_options import InterpreterName

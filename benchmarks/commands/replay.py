@@ -20,7 +20,15 @@ from rich.table import Table
 from benchmarks.agent_options import InterpreterName
 from benchmarks.console import ResultConsole
 from benchmarks.progress import ConsoleReporter
-from benchmarks.replay import EXPLAINED, RecordedRun, Replayed, Verdict, read_runs, replay, share
+from benchmarks.studies.replay import (
+    EXPLAINED,
+    RecordedRun,
+    Replayed,
+    Verdict,
+    read_runs,
+    replay,
+    share,
+)
 from mathenv.env import INTERPRETERS
 from mathenv.errors import ConfigError
 from mathenv.files import check_writable

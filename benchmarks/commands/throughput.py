@@ -13,11 +13,11 @@ import tyro
 
 from benchmarks.console import ResultConsole
 from benchmarks.progress import Advance, ConsoleReporter
-from benchmarks.throughput import grader, interpreter, rollouts
-from benchmarks.throughput.report import Report
+from benchmarks.studies.throughput import grader, interpreter, rollouts
+from benchmarks.studies.throughput.report import Report
 from mathenv.errors import ConfigError
 from mathenv.files import check_writable
-from mathenv.interpreter.docker import IMAGE
+from mathenv.interpreter.docker_host import IMAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,5 +81,7 @@ class Throughput:
                     raise ConfigError("give --data: the folder with the recorded answers")
                 return grader.measure(self.data, self.pathological, advance)
         # Imported here, so that the other measurements do not wait for torch.
-        measure: Callable[..., Report] = import_module("benchmarks.throughput.learners").measure
+        measure: Callable[..., Report] = import_module(
+            "benchmarks.studies.throughput.learners"
+        ).measure
         return measure(quick=self.quick, advance=advance)

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.metrics import Estimate
+from benchmarks.intervals import Estimate
 from benchmarks.pages.sources import SeedFolder
 from mathenv.errors import DataError
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.metrics import Estimate, Outcomes, by_problem, pass_at_1
+from benchmarks.intervals import Estimate
+from benchmarks.metrics import Outcomes, by_problem, pass_at_1
 from benchmarks.pages import charts, tables
 from benchmarks.pages.sources import RunFiles, SeedFolder, Source
 from benchmarks.pages.tables import Stage, Table

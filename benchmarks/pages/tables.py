@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.comparison import p_text
-from benchmarks.metrics import Estimate, Outcomes, paired_difference, pass_at_1
+from benchmarks.intervals import Estimate
+from benchmarks.metrics import Outcomes, paired_difference, pass_at_1
 from benchmarks.report import interval, percent, points
 from benchmarks.results import BenchResult
 

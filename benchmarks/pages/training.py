@@ -12,13 +12,13 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from agents.models.transformers import load_causal_lm, load_tokenizer
+from agents.models.hf import load_causal_lm, load_tokenizer
 from agents.rendering import ChatRenderer
 from benchmarks.pages.sources import SeedFolder, read_json
-from learners.checkpoint import read_manifest, step_folders
 from learners.learner import make_learner, settings_type
-from learners.logprobs import reference_logps
+from learners.numerics.logprobs import reference_logps
 from learners.preferences import Example, PairRules, Sample
+from learners.training.checkpoint import read_manifest, step_folders
 from mathenv.errors import MathEnvError
 from mathenv.types import Trajectory
 

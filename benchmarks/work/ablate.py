@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.ablation.page import write_pages
-from benchmarks.ablation.run import run_all
-from benchmarks.ablation.variants import QUICK, Sizes, base_recipe, chosen
 from benchmarks.commands.ablate import Ablate
 from benchmarks.console import ResultConsole
 from benchmarks.learning import LearningReporter
+from benchmarks.studies.ablation.page import write_pages
+from benchmarks.studies.ablation.run import run_all
+from benchmarks.studies.ablation.variants import QUICK, Sizes, base_recipe, chosen
 from mathenv.errors import ConfigError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 from agents.convert import Converter
-from agents.models.transformers import load_tokenizer
+from agents.models.hf import load_tokenizer
 from agents.settings import RenderOptions
 from benchmarks.commands.convert import Convert
 from benchmarks.console import ResultConsole

@@ -14,7 +14,7 @@ from benchmarks.report import stage_rows, stage_table
 from benchmarks.tracking import WandbReporter, check_login
 from benchmarks.transcript import compare, improved
 from learners.learner import make_learner
-from learners.preflight import require
+from learners.planning.preflight import require
 from learners.recipe import Recipe, check_effect
 from learners.reporter import Reporter
 from learners.settings import Method

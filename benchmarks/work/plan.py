@@ -10,10 +10,10 @@ from rich.table import Table
 
 from benchmarks.commands.plan import PlanCommand
 from benchmarks.console import ResultConsole
-from learners.costs import Range
-from learners.plan import Plan, make_plan
+from learners.planning.costs import Range
+from learners.planning.plan import Plan, make_plan
+from learners.planning.shapes import parse_gpus
 from learners.recipe import load_recipe
-from learners.shapes import parse_gpus
 from mathenv.errors import ConfigError
 
 

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from agents.models.hf import load_tokenizer
 from agents.models.location import check_model
-from agents.models.transformers import load_tokenizer
 from agents.settings import RenderOptions
 from benchmarks.commands.train import TrainCommand
 from benchmarks.console import ResultConsole
 from benchmarks.learning import LearningReporter
 from benchmarks.tracking import WandbReporter, check_login
 from learners.learner import Learner, make_learner
-from learners.parallel import Devices
 from learners.preferences import Example, Selection, why_none
 from learners.registry import check_used
 from learners.reporter import Reporter
-from learners.train import Stage, train
+from learners.training.parallel import Devices
+from learners.training.train import Stage, train
 from mathenv.errors import ConfigError, DataError, TrainingError
 from mathenv.files import writing
 from mathenv.store import read_trajectories, write_atomic

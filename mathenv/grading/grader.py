@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mathenv.grading.algebra import compare_algebra
+from mathenv.grading.exact import numbers_equal, parse_number
 from mathenv.grading.extract import extract_answer, unwrap_box
 from mathenv.grading.limits import too_big
-from mathenv.grading.match import Context, Verdict, compare
+from mathenv.grading.match import compare
 from mathenv.grading.normalize import key, normalize
-from mathenv.grading.numbers import numbers_equal, parse_number
 from mathenv.grading.policy import STRICT, GradePolicy, find_policy
 from mathenv.grading.reference import checked_answer, checked_golds, fault, is_empty
 from mathenv.grading.symbolic import Budget, Options, shared_comparer
@@ -28,6 +28,7 @@ from mathenv.grading.text import (
     compare_prose,
     compare_words,
 )
+from mathenv.grading.verdict import Context, Verdict
 from mathenv.types import Grade, GradeStatus
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mathenv.grading.numbers import parse_number
+from mathenv.grading.exact import parse_number
 from mathenv.grading.points import compare_points
 from mathenv.grading.policy import GradePolicy
 from mathenv.grading.quantities import compare_quantities, same_labels

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from mathenv.grading.numbers import numbers_equal, parse_number
+from mathenv.grading.exact import numbers_equal, parse_number
 from mathenv.grading.units import MEASURES, split_unit
 from mathenv.grading.verdict import Comparer, Context, Verdict, wrong
 

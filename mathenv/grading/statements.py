@@ -7,7 +7,7 @@ import re
 
 from mathenv.grading.algebra import approximate
 from mathenv.grading.chains import Chain, is_closed, read_chain
-from mathenv.grading.numbers import parse_number
+from mathenv.grading.exact import parse_number
 from mathenv.grading.relations import Relation, split_relations
 from mathenv.grading.structure import same_role
 from mathenv.grading.verdict import Comparer, Context, Verdict, all_correct, wrong

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 
+from mathenv.grading.exact import parse_number
 from mathenv.grading.letters import looks_like_a_word
-from mathenv.grading.numbers import parse_number
 from mathenv.grading.policy import STRICT, GradePolicy
 
 _WRAPPER = re.compile(

@@ -23,6 +23,7 @@ import struct
 import sys
 import sysconfig
 import time
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -97,7 +98,7 @@ def _libraries() -> list[str]:
 
 def attempts() -> dict[str, str]:
     """Try what a hijacked worker would try; return how each attempt ended."""
-    tries = {
+    tries: dict[str, Callable[[], object]] = {
         "read a file": lambda: os.close(os.open("/etc/passwd", os.O_RDONLY)),
         "list a folder": lambda: os.listdir("/"),
         "write a file": lambda: os.close(os.open("/tmp/owned", os.O_CREAT | os.O_WRONLY)),

@@ -2,7 +2,7 @@
 
 from mathenv.interpreter.aio import AsyncInterpreter, AsyncSession
 from mathenv.interpreter.base import ForkError, Interpreter, Limits, Session
-from mathenv.interpreter.docker import DockerInterpreter, DockerSession
+from mathenv.interpreter.docker_host import DockerInterpreter, DockerSession
 from mathenv.interpreter.local import LocalInterpreter, LocalSession
 
 __all__ = [

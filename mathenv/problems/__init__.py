@@ -13,12 +13,12 @@ from mathenv.problems import (
     asdiv,
     gsm8k,
     gsm_hard,
-    math,
     math500,
     mawps,
     svamp,
     words,
 )
+from mathenv.problems import hendrycks_math as math
 from mathenv.problems.base import (
     ProblemSource,
     find_source,

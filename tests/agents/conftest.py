@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from agents.models.transformers import load_causal_lm, load_tokenizer
+from agents.models.hf import load_causal_lm, load_tokenizer
 from agents.rendering import ChatRenderer
 from agents.tiny import CHAT_TEMPLATE, TinyConfig, make_tiny
 from mathenv.interpreter import Limits, LocalInterpreter

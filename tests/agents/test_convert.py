@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agents.convert import Converter
-from agents.models.transformers import load_tokenizer
+from agents.models.hf import load_tokenizer
 from agents.rendering import ChatRenderer
 from benchmarks.cli import main
 from benchmarks.work.train import tokenized

@@ -18,9 +18,9 @@ from agents.distributed import (
     collect_distributed,
 )
 from agents.episode_log import failed_path
+from agents.oracle import OracleAgent
 from agents.policy import load_policy
 from agents.rollout import collect, jobs_of
-from agents.scripted import OracleAgent
 from mathenv.errors import ConfigError, InfraError
 from mathenv.problems import words
 from mathenv.protocol import code_block

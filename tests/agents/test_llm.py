@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agents.base import Completion, SamplingParams
 from agents.llm import LLMAgent, derive_seed
-from agents.models.transformers import load_tokenizer
+from agents.models.hf import load_tokenizer
 from agents.policy import load_policy
 from agents.rendering import ChatRenderer
 from mathenv.errors import ConfigError

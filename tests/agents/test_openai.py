@@ -21,8 +21,8 @@ from agents.base import (
 )
 from agents.chat import ChatAgent
 from agents.llm import LLMAgent, derive_seed
-from agents.models.openai import OpenAIChat, OpenAIModel, ServerOptions
-from agents.models.transformers import load_tokenizer
+from agents.models.hf import load_tokenizer
+from agents.models.server import OpenAIChat, OpenAIModel, ServerOptions
 from agents.policy import RenderOptions
 from agents.rollout import CollectConfig, collect
 from agents.server import connect_chat, connect_policy

@@ -8,8 +8,8 @@ import gymnasium as gym
 import pytest
 
 from agents.base import Action, WeightedAgent
+from agents.oracle import OracleAgent, ScriptedEpisode
 from agents.rollout import CollectConfig, aplay, collect, play
-from agents.scripted import OracleAgent, ScriptedEpisode
 from mathenv.env import MathToolEnv
 from mathenv.errors import ConfigError, InfraError
 from mathenv.problems import words

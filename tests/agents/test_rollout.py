@@ -17,9 +17,9 @@ import pytest
 
 from agents.base import Action, SamplingParams, WeightedAgent
 from agents.llm import LLMAgent
+from agents.oracle import OracleAgent, ScriptedEpisode
 from agents.policy import EngineOptions, load_policy
 from agents.rollout import CollectConfig, acollect, collect, failed_path
-from agents.scripted import OracleAgent, ScriptedEpisode
 from mathenv.errors import ConfigError, DataError, InfraError
 from mathenv.problems import words
 from mathenv.protocol import code_block

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from agents.base import Action, WeightedAgent
+from agents.oracle import OracleAgent, ReplayAgent, ScriptedEpisode
 from agents.rollout import CollectConfig, collect
-from agents.scripted import OracleAgent, ReplayAgent, ScriptedEpisode
 from mathenv.errors import DataError
 from mathenv.problems import words
 from mathenv.store import TrajectoryStore, read_trajectories

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import agents
-from agents.models.transformers import load_causal_lm, load_tokenizer
+from agents.models.hf import load_causal_lm, load_tokenizer
 from agents.rendering import ChatRenderer
 from agents.tiny import TinyConfig, make_tiny
 from mathenv.problems import words

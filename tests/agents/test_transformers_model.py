@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from agents.base import Completion, CompletionRequest, LanguageModel
-from agents.models.transformers import TransformersModel, load_causal_lm, load_tokenizer
+from agents.models.hf import TransformersModel, load_causal_lm, load_tokenizer
 from agents.policy import load_policy
 from mathenv.errors import ConfigError, InfraError
 from mathenv.types import FinishReason

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from agents.base import GREEDY, CompletionRequest, WeightedAgent
-from agents.models.transformers import load_causal_lm, load_tokenizer
-from agents.models.vllm import VLLMModel, VLLMOptions, kv_cache_bytes
+from agents.models.hf import load_causal_lm, load_tokenizer
+from agents.models.vllm_engine import VLLMModel, VLLMOptions, kv_cache_bytes
 from agents.policy import load_policy, load_vllm_policy
 from agents.rendering import ChatRenderer
 from agents.rollout import CollectConfig, collect
 from agents.tiny import TinyConfig, make_tiny
 from learners.learner import LearnerConfig, make_learner
-from learners.train import Stage, TrainConfig, train
+from learners.training.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError
 from mathenv.problems import words
 from mathenv.protocol import code_block

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.ablation import sections
-from benchmarks.ablation.claims import CLAIMS, Claim
-from benchmarks.ablation.document import Picture, Table
-from benchmarks.ablation.findings import Verdict, findings, judge
-from benchmarks.ablation.page import sentence
-from benchmarks.ablation.results import SFT, Policy, Results
-from benchmarks.ablation.variants import (
+from benchmarks.commands.ablate import Ablate
+from benchmarks.studies.ablation import sections
+from benchmarks.studies.ablation.claims import CLAIMS, Claim
+from benchmarks.studies.ablation.document import Picture, Table
+from benchmarks.studies.ablation.findings import Verdict, findings, judge
+from benchmarks.studies.ablation.page import sentence
+from benchmarks.studies.ablation.results import SFT, Policy, Results
+from benchmarks.studies.ablation.variants import (
     GROUPS,
     QUICK,
     VARIANTS,
@@ -22,7 +23,6 @@ from benchmarks.ablation.variants import (
     override,
     recipe_of,
 )
-from benchmarks.commands.ablate import Ablate
 from learners.learner import make_learner
 from mathenv.errors import ConfigError
 

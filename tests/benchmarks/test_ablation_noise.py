@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from benchmarks.ablation.noise import NoisyInterpreter, corrupt
+from benchmarks.studies.ablation.noise import NoisyInterpreter, corrupt
 from mathenv.env import MathToolEnv, shared_interpreter
 from mathenv.errors import ConfigError
 from mathenv.interpreter import Interpreter, Limits, Session

@@ -14,19 +14,19 @@ import pytest
 from agents.base import SamplingParams
 from agents.rollout import CollectConfig
 from agents.tiny import TinyConfig
-from benchmarks.ablation.page import write_pages
-from benchmarks.ablation.results import SFT, Policy, load_results
-from benchmarks.ablation.run import CONFIG, FAILED, MEASURED, pin, run_all
-from benchmarks.ablation.sft import adopt
-from benchmarks.ablation.variants import VARIANTS, Sizes
 from benchmarks.cli import main
 from benchmarks.pages.sources import find_run
+from benchmarks.studies.ablation.page import write_pages
+from benchmarks.studies.ablation.results import SFT, Policy, load_results
+from benchmarks.studies.ablation.run import CONFIG, FAILED, MEASURED, pin, run_all
+from benchmarks.studies.ablation.sft import adopt
+from benchmarks.studies.ablation.variants import VARIANTS, Sizes
 from learners.iterate import IterateConfig, Method
 from learners.learner import LearnerConfig
 from learners.preferences import PairRules
 from learners.recipe import ProblemsConfig, Recipe
 from learners.reporter import Reporter
-from learners.train import TrainConfig
+from learners.training.train import TrainConfig
 from mathenv.errors import ConfigError
 from mathenv.store import read_trajectories
 

@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks import cli
 from benchmarks.commands.train import TrainCommand
-from learners.dpo import MultiTurnDPO
-from learners.grpo import GRPOConfig
 from learners.learner import LearnerConfig
+from learners.methods.dpo import MultiTurnDPO
+from learners.methods.grpo import GRPOConfig
 
 CASES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.scripted import OracleAgent, ReplayAgent
+from agents.oracle import OracleAgent, ReplayAgent
 from benchmarks import cli
 from benchmarks.commands.compare import Compare, find_runs
 from benchmarks.comparable import check_comparable, settings_that_differ

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agents.base import SamplingParams
-from agents.scripted import OracleAgent
+from agents.oracle import OracleAgent
 from agents.tiny import TinyConfig, make_tiny
 from benchmarks.evaluate import evaluate
 from benchmarks.results import read_result

@@ -7,7 +7,7 @@ import pytest
 
 from agents.base import Action, SamplingParams
 from agents.chat import ChatAgent
-from agents.scripted import OracleAgent, ReplayAgent
+from agents.oracle import OracleAgent, ReplayAgent
 from benchmarks.agent_options import AgentOptions
 from benchmarks.commands.bench import Bench
 from benchmarks.runner import greedy, regraded, run_bench

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cli
-from benchmarks.throughput import interpreter, peers
-from benchmarks.throughput.peers import SYMPY, TRIVIAL, Snippet, Subject
-from benchmarks.throughput.report import (
+from benchmarks.studies.throughput import interpreter, peers
+from benchmarks.studies.throughput.peers import SYMPY, TRIVIAL, Snippet, Subject
+from benchmarks.studies.throughput.report import (
     CpuClock,
     Goal,
     Measurement,

@@ -5,9 +5,18 @@ import json
 
 import pytest
 
-from benchmarks.throughput import learners
-from benchmarks.throughput.learner_steps import Job, Workload, make_pairs, singles
-from benchmarks.throughput.learners import DEFAULTS, DPO, KTO, LOWEST, MEMORY, OURS, STOCK, Shapes
+from benchmarks.studies.throughput import learners
+from benchmarks.studies.throughput.learner_steps import Job, Workload, make_pairs, singles
+from benchmarks.studies.throughput.learners import (
+    DEFAULTS,
+    DPO,
+    KTO,
+    LOWEST,
+    MEMORY,
+    OURS,
+    STOCK,
+    Shapes,
+)
 
 TINY = Workload(hidden=64, layers=1, vocabulary=600, pairs=2, tokens=120, steps=2)
 

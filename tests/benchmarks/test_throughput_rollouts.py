@@ -14,7 +14,7 @@ from agents.base import CompletionRequest
 from agents.collector import CollectConfig, Collector
 from agents.models.scripted import Said, ScriptedModel
 from agents.rollout import jobs_of
-from benchmarks.throughput.modelled import (
+from benchmarks.studies.throughput.modelled import (
     Load,
     ModelledAgent,
     ModelledEngine,
@@ -24,7 +24,7 @@ from benchmarks.throughput.modelled import (
     VirtualLoop,
     VirtualThreads,
 )
-from benchmarks.throughput.rollouts import (
+from benchmarks.studies.throughput.rollouts import (
     COLLECTOR,
     LOOP,
     Metered,

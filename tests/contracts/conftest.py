@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agents.base import CompletionRequest
-from agents.models.transformers import TransformersModel, load_causal_lm, load_tokenizer
+from agents.models.hf import TransformersModel, load_causal_lm, load_tokenizer
 from mathenv.types import FinishReason
 
 FINISH = {

@@ -9,13 +9,13 @@ import pytest
 
 from agents.base import Action, Agent, SamplingParams, WeightedAgent
 from agents.llm import LLMAgent
-from agents.models.openai import ServerOptions
+from agents.models.hf import load_tokenizer
 from agents.models.scripted import replay_model
-from agents.models.transformers import load_tokenizer
+from agents.models.server import ServerOptions
+from agents.oracle import OracleAgent, ReplayAgent
 from agents.policy import EngineOptions, load_policy
 from agents.rendering import ChatRenderer
 from agents.rollout import CollectConfig, collect
-from agents.scripted import OracleAgent, ReplayAgent
 from agents.server import connect_chat, connect_policy
 from agents.tiny import TinyConfig, make_tiny
 from mathenv.interpreter import Limits, LocalInterpreter

@@ -22,10 +22,10 @@ import pytest
 import torch
 
 from agents.base import Completion, CompletionRequest, LanguageModel
-from agents.models.openai import OpenAIModel, ServerOptions
+from agents.models.hf import TransformersModel, load_causal_lm, load_tokenizer
 from agents.models.scripted import Said, ScriptedModel, replay_model
-from agents.models.transformers import TransformersModel, load_causal_lm, load_tokenizer
-from agents.models.vllm import VLLMModel, VLLMOptions
+from agents.models.server import OpenAIModel, ServerOptions
+from agents.models.vllm_engine import VLLMModel, VLLMOptions
 from agents.tiny import TinyConfig, make_tiny
 from mathenv.errors import ConfigError, InfraError
 from mathenv.types import FinishReason, Span, SpanKind, TokenRecord

@@ -5,7 +5,7 @@
 # They get .venv-lowest, an environment of their own. torch alone comes in the version of
 # constraints.txt: of older ones there is no small build for CPUs everywhere. Its floor was tried by
 # hand (2.10, on the CPU), and what newer versions have is looked for before it is used
-# (learners/attention.py; tests/learners/test_model_check.py takes it away).
+# (learners/numerics/attention.py; tests/learners/test_model_check.py takes it away).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 venv=.venv-lowest

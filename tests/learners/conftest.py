@@ -22,7 +22,7 @@ from learners.preferences import PairRules
 from learners.recipe import ProblemsConfig, Recipe
 from learners.reporter import Reporter
 from learners.run import ProblemSets, Start, fine_tune, prepare, problem_sets
-from learners.train import TrainConfig
+from learners.training.train import TrainConfig
 from mathenv.types import (
     ExecutionResult,
     ExecutionStatus,

@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import learners.parallel
+import learners.training.parallel
 from agents.dialects import find_dialect
-from agents.models.transformers import load_causal_lm, load_tokenizer
+from agents.models.hf import load_causal_lm, load_tokenizer
 from agents.rendering import ChatRenderer
 from learners import make_learner
-from learners.checkpoint import save_checkpoint, step_folders
-from learners.logprobs import not_finite, reference_logps, summed_logps, token_logps
+from learners.numerics.logprobs import not_finite, reference_logps, summed_logps, token_logps
 from learners.preferences import Example, action_sample
-from learners.train import Stage, TrainConfig, train
+from learners.training.checkpoint import save_checkpoint, step_folders
+from learners.training.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError, DataError, TrainingError
 
 CONFIG = TrainConfig(lr=1e-3, checkpoints=1)
@@ -121,7 +121,7 @@ def test_a_policy_that_rules_out_a_token_is_an_error_though_the_loss_is_finite(
         rejected = torch.tensor([s.key == "b#current#1" for s in samples])
         return logps.masked_fill(rejected, -math.inf)
 
-    monkeypatch.setattr(learners.parallel, "summed_logps", rule_out)
+    monkeypatch.setattr(learners.training.parallel, "summed_logps", rule_out)
     with pytest.raises(TrainingError, match=r"step 1: .*not finite of b#current#1\. Lower"):
         run(trajectories, stage)
     assert step_folders(stage.out) == []

@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
-from agents.models.transformers import load_causal_lm, load_tokenizer
-from learners import checkpoint
-from learners.checkpoint import (
+from agents.models.hf import load_causal_lm, load_tokenizer
+from learners.training import checkpoint
+from learners.training.checkpoint import (
     drop_state,
     load_state,
     read_manifest,
@@ -109,7 +109,7 @@ def test_the_manifest_is_plain_json(parts, tmp_path):
 
 
 def test_a_full_disk_names_the_checkpoint_and_keeps_the_earlier_ones(tmp_path, monkeypatch):
-    from agents.models.transformers import load_causal_lm, load_tokenizer
+    from agents.models.hf import load_causal_lm, load_tokenizer
     from agents.tiny import TinyConfig, make_tiny
     from mathenv.errors import StorageError
 

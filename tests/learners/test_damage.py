@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from learners import make_learner
-from learners.checkpoint import step_folders
 from learners.iterate import Data, iterate
 from learners.learner import LearnerConfig
 from learners.preferences import PairRules
 from learners.reporter import Reporter
 from learners.run import fine_tune, prepare
-from learners.train import Stage, TrainConfig, train
+from learners.training.checkpoint import step_folders
+from learners.training.train import Stage, TrainConfig, train
 from mathenv.errors import MathEnvError
 
 CONFIG = TrainConfig(lr=3e-3, batch_size=4, checkpoints=3)

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from learners import make_learner
-from learners.checkpoint import step_folders, writing
 from learners.learner import LearnerConfig
 from learners.preferences import PairRules
-from learners.reference import LogProbCache
-from learners.train import Stage, TrainConfig, train
+from learners.training.checkpoint import step_folders, writing
+from learners.training.reference import LogProbCache
+from learners.training.train import Stage, TrainConfig, train
 from mathenv import notices
 from mathenv.errors import ConfigError, InfraError
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from agents.scripted import OracleAgent
-from benchmarks.ablation.run import run_all
-from benchmarks.ablation.variants import QUICK
+from agents.oracle import OracleAgent
 from benchmarks.experiment import run_experiment
 from benchmarks.runner import run_bench
+from benchmarks.studies.ablation.run import run_all
+from benchmarks.studies.ablation.variants import QUICK
 from benchmarks.suites import find_suites
 from learners import make_learner
 from learners.iterate import Data, iterate
@@ -23,7 +23,7 @@ from learners.learner import LearnerConfig
 from learners.preferences import PairRules
 from learners.reporter import Reporter
 from learners.run import fine_tune
-from learners.train import Stage, TrainConfig, train
+from learners.training.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError
 from mathenv.locking import hold
 
@@ -98,7 +98,7 @@ def test_of_processes_that_train_together_one_locks_and_all_are_told(
 
 SLOWLY = """
 import pickle, sys, time
-from learners.train import train
+from learners.training.train import train
 given = pickle.load(open(sys.argv[1], "rb"))
 def on_step(step, steps, metrics):
     print(step, flush=True)

@@ -9,11 +9,11 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from learners import KTOConfig, LearnerConfig, LogProbs, learner_names, make_learner
-from learners.logprobs import micro_batches, reference_logps, summed_logps, token_logps
-from learners.loop import Frozen, Loop
-from learners.parallel import Devices, Policy
+from learners.numerics.logprobs import micro_batches, reference_logps, summed_logps, token_logps
 from learners.preferences import PairRules, prompt
-from learners.train import Stage, TrainConfig, train
+from learners.training.loop import Frozen, Loop
+from learners.training.parallel import Devices, Policy
+from learners.training.train import Stage, TrainConfig, train
 from mathenv.types import Span, SpanKind, TokenRecord
 
 ETA = 0.3

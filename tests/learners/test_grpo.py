@@ -8,11 +8,11 @@ from statistics import stdev
 import pytest
 import torch
 
-from agents.models.transformers import load_causal_lm
+from agents.models.hf import load_causal_lm
 from learners import GRPOConfig, LogProbs, make_learner
-from learners.logprobs import token_logps
+from learners.numerics.logprobs import token_logps
 from learners.preferences import PairRules
-from learners.train import Stage, TrainConfig, train
+from learners.training.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError, TrainingError
 
 TRAIN = TrainConfig(lr=3e-3, batch_size=4, checkpoints=3)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.scripted import OracleAgent
+from agents.oracle import OracleAgent
 from agents.tiny import TinyConfig, make_tiny
 from benchmarks import cli
 from learners import make_learner

@@ -11,9 +11,7 @@ from gymnasium.utils.seeding import np_random
 
 from agents.rollout import failed_path
 from learners import iterate as loop
-from learners import reference, registry
-from learners import train as stages
-from learners.checkpoint import read_manifest, step_folders
+from learners import registry
 from learners.iterate import (
     Data,
     IterateConfig,
@@ -26,12 +24,15 @@ from learners.iterate import (
     run_iteration,
 )
 from learners.learner import register_learner
-from learners.lora import LoRA
+from learners.methods.sft import SFT
 from learners.recipe import load_recipe
 from learners.reporter import Reporter
 from learners.run import fine_tune
-from learners.sft import SFT
-from learners.train import TrainConfig
+from learners.training import reference
+from learners.training import train as stages
+from learners.training.checkpoint import read_manifest, step_folders
+from learners.training.lora import LoRA
+from learners.training.train import TrainConfig
 from mathenv.env import shared_interpreter
 from mathenv.errors import ConfigError, DataError, InfraError, TrainingError
 from mathenv.interpreter import Limits

@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-import learners.parallel
-import learners.reference
-from agents.models.transformers import load_causal_lm
+import learners.training.parallel
+import learners.training.reference
+from agents.models.hf import load_causal_lm
 from learners import KTOConfig, LearnerConfig, LogProbs, make_learner
-from learners.logprobs import reference_logps, summed_logps, token_logps
 from learners.losses import off_policy_k3
+from learners.numerics.logprobs import reference_logps, summed_logps, token_logps
 from learners.preferences import PairRules, Sample, action_sample, completion_sample, prompt
-from learners.train import Stage, TrainConfig, train
+from learners.training.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError, TrainingError
 
 RULES = PairRules(per_problem=2)
@@ -275,7 +275,7 @@ def test_where_the_start_is_the_reference_it_is_evaluated_once(
         asked.append(len(samples))
         return token_logps(model, samples)
 
-    monkeypatch.setattr(learners.reference, "token_logps", count)
+    monkeypatch.setattr(learners.training.reference, "token_logps", count)
     sizes = []
     for path in (policy, reference):
         first_row(
@@ -296,7 +296,7 @@ def test_a_step_of_one_example_still_has_many_sequences_behind_its_kl(
             counted.append(len(samples))
         return summed_logps(model, samples)
 
-    monkeypatch.setattr(learners.parallel, "summed_logps", count)
+    monkeypatch.setattr(learners.training.parallel, "summed_logps", count)
     stage = Stage(policy, tmp_path / "train", reference)
     first_row(trajectories, stage, replace(TRAIN, batch_size=7), kl_sequences=6)
     assert len(examples_of(trajectories)[1]) == 14

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from learners import LearnerConfig, make_learner
-from learners.checkpoint import read_manifest
-from learners.launch import processes_for, run_together
-from learners.parallel import Devices
 from learners.preferences import PairRules
-from learners.train import Stage, TrainConfig, train
+from learners.training.checkpoint import read_manifest
+from learners.training.launch import processes_for, run_together
+from learners.training.parallel import Devices
+from learners.training.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError, TrainingError
 
 CONFIG = TrainConfig(lr=1e-3, epochs=2, batch_size=5, checkpoints=2, token_budget=60)

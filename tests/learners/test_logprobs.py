@@ -17,12 +17,13 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from learners import logprobs, make_learner
-from learners.batching import TokenBatch, micro_batches
-from learners.head import target_logps
+from learners import make_learner
 from learners.learner import LearnerConfig, LogProbs
-from learners.logprobs import reference_logps, summed_logps
 from learners.losses import dpo
+from learners.numerics import logprobs
+from learners.numerics.batching import TokenBatch, micro_batches
+from learners.numerics.head import target_logps
+from learners.numerics.logprobs import reference_logps, summed_logps
 from learners.preferences import Example, Sample, action_sample, completion_sample
 from mathenv.types import SpanKind
 

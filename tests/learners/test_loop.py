@@ -9,11 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from learners import KTOConfig, LearnerConfig, make_learner
-from learners.logprobs import reference_logps
-from learners.loop import Frozen, Loop
-from learners.parallel import Devices, Policy
+from learners.numerics.logprobs import reference_logps
 from learners.preferences import PairRules
-from learners.schedule import TrainConfig
+from learners.training.loop import Frozen, Loop
+from learners.training.parallel import Devices, Policy
+from learners.training.schedule import TrainConfig
 from mathenv.errors import TrainingError
 
 PAIRS = PairRules(per_problem=2)

@@ -10,19 +10,20 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
-from agents.models.transformers import load_causal_lm, load_tokenizer
-from learners import make_learner, preflight
-from learners import reference as cache
-from learners.checkpoint import drop_state, load_state, read_manifest, step_folders
-from learners.costs import GB
+from agents.models.hf import load_causal_lm, load_tokenizer
+from learners import make_learner
 from learners.learner import LearnerConfig
-from learners.logprobs import summed_logps, token_logps
-from learners.lora import ADAPTER, LoRA, adapters_off, dropping, load_trained, merged_state
-from learners.plan import make_plan
+from learners.numerics.logprobs import summed_logps, token_logps
+from learners.planning import preflight
+from learners.planning.costs import GB
+from learners.planning.plan import make_plan
+from learners.planning.shapes import DEVICES, SHAPES
 from learners.preferences import PairRules
 from learners.recipe import load_recipe
-from learners.shapes import DEVICES, SHAPES
-from learners.train import Stage, TrainConfig, train
+from learners.training import reference as cache
+from learners.training.checkpoint import drop_state, load_state, read_manifest, step_folders
+from learners.training.lora import ADAPTER, LoRA, adapters_off, dropping, load_trained, merged_state
+from learners.training.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError, DataError, TrainingError
 
 peft = pytest.importorskip("peft")
@@ -454,7 +455,7 @@ def test_settings_that_make_no_sense_are_refused(wrong, message):
 
 
 def test_a_missing_peft_is_named_before_a_run_and_is_not_needed_for_a_plan(monkeypatch, policy):
-    monkeypatch.setattr("learners.lora.find_spec", lambda name: None)
+    monkeypatch.setattr("learners.training.lora.find_spec", lambda name: None)
     recipe = load_recipe("tiny")
     preflight.require(recipe)
     adapted = replace(recipe, sft=replace(recipe.sft, lora=ADAPTERS))

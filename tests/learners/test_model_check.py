@@ -18,14 +18,15 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from learners import attention, make_learner, model_check
-from learners.checkpoint import save_checkpoint
-from learners.logprobs import token_logps
-from learners.model_check import check_lengths, head_use, note_experts
-from learners.parallel import Devices, Policy
+from learners import make_learner
+from learners.numerics import attention, model_check
+from learners.numerics.logprobs import token_logps
+from learners.numerics.model_check import check_lengths, head_use, note_experts
 from learners.preferences import Example, Sample
-from learners.reference import frozen_logps
-from learners.train import Stage, TrainConfig, train
+from learners.training.checkpoint import save_checkpoint
+from learners.training.parallel import Devices, Policy
+from learners.training.reference import frozen_logps
+from learners.training.train import Stage, TrainConfig, train
 from mathenv import notices
 from mathenv.errors import ConfigError, TrainingError
 
@@ -295,8 +296,8 @@ def test_what_cannot_be_shared_out_is_a_config_error(monkeypatch):
     def refuse(*_, **__):
         raise TypeError("value was None")
 
-    monkeypatch.setattr("learners.parallel.fully_shard", refuse)
-    monkeypatch.setattr("learners.parallel.init_device_mesh", lambda *_: None)
+    monkeypatch.setattr("learners.training.parallel.fully_shard", refuse)
+    monkeypatch.setattr("learners.training.parallel.init_device_mesh", lambda *_: None)
     devices = Devices()
     monkeypatch.setattr(devices, "count", 2)
     with pytest.raises(ConfigError, match=r"LlamaForCausalLM cannot be shared out.*value was None"):

@@ -21,13 +21,14 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from learners import LearnerConfig, LogProbs, attention, head, learner_names, make_learner
-from learners.attention import PACKED, can_pack, prepare
-from learners.batching import TokenBatch, micro_batches
-from learners.head import target_logps
-from learners.logprobs import reference_logps, summed_logps, token_logps
+from learners import LearnerConfig, LogProbs, learner_names, make_learner
+from learners.numerics import attention, head
+from learners.numerics.attention import PACKED, can_pack, prepare
+from learners.numerics.batching import TokenBatch, micro_batches
+from learners.numerics.head import target_logps
+from learners.numerics.logprobs import reference_logps, summed_logps, token_logps
 from learners.preferences import Example, PairRules, Sample
-from learners.train import Stage, TrainConfig, train
+from learners.training.train import Stage, TrainConfig, train
 from mathenv.types import Span, SpanKind, TokenRecord
 
 CONFIG = LearnerConfig(eta=0.3, nll_coef=0.2, pairs=PairRules(per_problem=2))
@@ -246,7 +247,7 @@ def test_sharing_prefixes_changes_neither_log_probs_nor_gradient(name, monkeypat
     samples = samples_of(some_pairs(prompts=(20, 30)))
     shared = TokenBatch.packed(samples)
     logps, gradient = value_and_gradient(model, samples, packed=True)
-    monkeypatch.setattr("learners.batching._WORTH_SHARING", 1.0)
+    monkeypatch.setattr("learners.numerics.batching._WORTH_SHARING", 1.0)
     apart = TokenBatch.packed(samples)
     assert shared.ids.numel() < 0.7 * apart.ids.numel()
     others, expected = value_and_gradient(model, samples, packed=True)

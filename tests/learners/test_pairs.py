@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agents.models.transformers import load_causal_lm
+from agents.models.hf import load_causal_lm
 from learners import DMPOConfig, LearnerConfig, LogProbs, StepDPOConfig, make_learner
-from learners.dmpo import turn_weight
-from learners.logprobs import summed_logps
+from learners.methods.dmpo import turn_weight
+from learners.methods.simpo import SimPOConfig
+from learners.methods.stepdpo import from_turn, shared_turns
+from learners.numerics.logprobs import summed_logps
 from learners.preferences import Example, PairRules, action_sample
-from learners.simpo import SimPOConfig
-from learners.stepdpo import from_turn, shared_turns
 from mathenv.errors import ConfigError, TrainingError
 from mathenv.types import Span, SpanKind, TokenRecord
 

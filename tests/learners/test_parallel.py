@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.cli import main
 from learners import KTOConfig, LearnerConfig, make_learner
-from learners.checkpoint import load_state, read_manifest, step_folders
-from learners.parallel import Devices, shares
 from learners.preferences import Example, PairRules, Sample
-from learners.train import Stage, TrainConfig, train
+from learners.training.checkpoint import load_state, read_manifest, step_folders
+from learners.training.parallel import Devices, shares
+from learners.training.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError, MathEnvError
 from mathenv.store import TrajectoryStore
 

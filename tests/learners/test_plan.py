@@ -7,8 +7,10 @@ from transformers import AutoModelForCausalLM, Gemma2Config, MixtralConfig
 
 from agents.tiny import TinyConfig, make_tiny
 from benchmarks.cli import main
-from learners import BaseLearner, KTOConfig, learner_names, make_learner, preflight, registry
-from learners.costs import (
+from learners import BaseLearner, KTOConfig, learner_names, make_learner, registry
+from learners.iterate import Method
+from learners.planning import preflight
+from learners.planning.costs import (
     ALTERNATIVES,
     EIGHT_BIT,
     GB,
@@ -26,11 +28,10 @@ from learners.costs import (
     training_flops,
     training_memory,
 )
-from learners.iterate import Method
-from learners.plan import make_plan
+from learners.planning.plan import make_plan
+from learners.planning.shapes import DEVICES, SHAPES, Shape, parse_gpus, shape_of
 from learners.recipe import Recipe, load_recipe
-from learners.shapes import DEVICES, SHAPES, Shape, parse_gpus, shape_of
-from learners.train import TrainConfig
+from learners.training.train import TrainConfig
 from mathenv.errors import ConfigError
 
 A100, H100, H200 = DEVICES["A100-80G"], DEVICES["H100-80G"], DEVICES["H200-141G"]

@@ -6,15 +6,15 @@ from importlib.resources import files
 
 import pytest
 
-from agents.models.transformers import load_tokenizer
+from agents.models.hf import load_tokenizer
 from agents.rendering import ChatRenderer
-from learners.checkpoint import step_folders
 from learners.learner import make_learner
-from learners.plan import make_plan
+from learners.planning.plan import make_plan
+from learners.planning.shapes import DEVICES, shape_of
 from learners.recipe import load_recipe
 from learners.reporter import Reporter
 from learners.run import fine_tune, problem_sets
-from learners.shapes import DEVICES, shape_of
+from learners.training.checkpoint import step_folders
 from mathenv.errors import ConfigError
 
 PAPER = ("gemma-1.1-it-7b", "codegemma-1.1-it-7b", "mistral-7b-v0.3", "gemma-2-it-9b")

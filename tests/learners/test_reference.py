@@ -14,15 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from agents.models.transformers import load_causal_lm
+from agents.models.hf import load_causal_lm
 from learners import make_learner
-from learners import reference as cache
 from learners.learner import LearnerConfig
-from learners.logprobs import reference_logps
-from learners.model_check import head_use
+from learners.numerics.logprobs import reference_logps
+from learners.numerics.model_check import head_use
 from learners.preferences import Example, PairRules
-from learners.reference import LogProbCache, frozen_logps, weights_hash
-from learners.train import Stage, TrainConfig, train
+from learners.training import reference as cache
+from learners.training.reference import LogProbCache, frozen_logps, weights_hash
+from learners.training.train import Stage, TrainConfig, train
 from mathenv.errors import DataError, TrainingError
 
 BUDGET = 60

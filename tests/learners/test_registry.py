@@ -16,8 +16,8 @@ from learners import (
     registry,
     settings_type,
 )
+from learners.methods.sft import SFT
 from learners.recipe import load_recipe
-from learners.sft import SFT
 from mathenv.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from agents.models.transformers import load_tokenizer
+from agents.models.hf import load_tokenizer
 from agents.rendering import ChatRenderer
 from learners import run as whole
-from learners.checkpoint import read_manifest, step_folders
 from learners.iterate import evaluate, mean_reward
 from learners.recipe import ProblemsConfig
 from learners.reporter import Reporter
 from learners.run import fine_tune, prepare, problem_sets, run_iterations
+from learners.training.checkpoint import read_manifest, step_folders
 from mathenv.errors import ConfigError
 from mathenv.types import SpanKind
 

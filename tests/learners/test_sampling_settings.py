@@ -12,14 +12,14 @@ from importlib.util import find_spec
 
 import pytest
 
-from agents.models.transformers import load_tokenizer
+from agents.models.hf import load_tokenizer
 from agents.policy import EngineOptions, RenderOptions
 from learners import iterate as loop
-from learners import preflight
-from learners.checkpoint import step_folders
+from learners.planning import preflight
 from learners.recipe import load_recipe
 from learners.reporter import Reporter
 from learners.run import fine_tune, prepare, run_iterations
+from learners.training.checkpoint import step_folders
 from mathenv import env
 from mathenv.errors import ConfigError, InfraError, MathEnvError
 from mathenv.interpreter import Limits

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from learners.schedule import TrainConfig, learning_rate
+from learners.training.schedule import TrainConfig, learning_rate
 
 PEERS = {
     "linear": get_linear_schedule_with_warmup,

@@ -2,9 +2,9 @@
 
 import pytest
 
-import learners.stepdpo
+import learners.methods.stepdpo
+from learners.methods.stepdpo import StepDPO, StepDPOConfig
 from learners.preferences import PairRules, action_sample
-from learners.stepdpo import StepDPO, StepDPOConfig
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_the_tokens_of_a_sample_are_read_once_however_many_it_is_compared_with(
         read.append(trajectory.key)
         return action_sample(trajectory)
 
-    monkeypatch.setattr(learners.stepdpo, "action_sample", count)
+    monkeypatch.setattr(learners.methods.stepdpo, "action_sample", count)
     learner = StepDPO(StepDPOConfig(shared_turns=0, pairs=PairRules(per_problem=2)))
     examples, _ = learner.examples(samples, seed=0)
     assert len(examples) == 2

@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from learners import make_learner
-from learners.checkpoint import drop_state, load_state, read_manifest, step_folders
 from learners.learner import LearnerConfig
-from learners.model_check import head_use
-from learners.parallel import Devices, Policy
+from learners.numerics.model_check import head_use
 from learners.preferences import PairRules
-from learners.train import Stage, TrainConfig, train
+from learners.training.checkpoint import drop_state, load_state, read_manifest, step_folders
+from learners.training.parallel import Devices, Policy
+from learners.training.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError, DataError, TrainingError
 
 CONFIG = TrainConfig(lr=3e-3, epochs=2, batch_size=4, checkpoints=3, betas=(0.9, 0.98))

@@ -7,12 +7,12 @@ import torch
 
 from agents.base import SamplingParams
 from agents.llm import LLMAgent
-from agents.models.transformers import TransformersModel, load_causal_lm, load_tokenizer
+from agents.models.hf import TransformersModel, load_causal_lm, load_tokenizer
 from agents.rendering import ChatRenderer
 from agents.rollout import CollectConfig, play
 from learners import GRPOConfig, LearnerConfig, StepDPOConfig, learner_names, make_learner
-from learners.train import Stage, TrainConfig, train
 from learners.trainer import Trainer
+from learners.training.train import Stage, TrainConfig, train
 from mathenv.errors import ConfigError, TrainingError
 from mathenv.types import Grade, GradeStatus, Problem, StopReason, Turn
 

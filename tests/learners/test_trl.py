@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from agents.models.transformers import load_causal_lm, load_tokenizer
+from agents.models.hf import load_causal_lm, load_tokenizer
 from learners import KTOConfig, LearnerConfig, LogProbs, make_learner
-from learners.logprobs import reference_logps, summed_logps
+from learners.numerics.logprobs import reference_logps, summed_logps
 from learners.preferences import PairRules
 
 trl = pytest.importorskip("trl", reason="the oracle is an extra: pip install trl==1.16.*")

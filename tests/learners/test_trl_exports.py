@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from agents.base import SamplingParams, WeightedAgent
-from agents.models.transformers import load_causal_lm, load_tokenizer
+from agents.models.hf import load_causal_lm, load_tokenizer
 from agents.policy import load_policy
 from agents.rollout import CollectConfig, collect
 from agents.tiny import END

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("trl", reason="this is TRL's trainer: pip install trl==1.16.*")
 
-from agents.models.transformers import load_causal_lm, load_tokenizer
+from agents.models.hf import load_causal_lm, load_tokenizer
 from agents.policy import load_policy
 from agents.rendering import ChatRenderer
 from benchmarks.adapters.trl_grpo import (

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from learners import preflight
 from learners.iterate import IterateConfig, Method
-from learners.lora import LoRA
 from learners.losses import preferred
+from learners.planning import preflight
 from learners.recipe import load_recipe
 from learners.reporter import Reporter
-from learners.schedule import TrainConfig
+from learners.training.lora import LoRA
+from learners.training.schedule import TrainConfig
 
 loop = import_module("learners.iterate")  # `learners.iterate` may be the function
 
@@ -52,7 +52,7 @@ def test_a_tie_is_half_a_preference():
 
 
 def test_preflight_judges_the_learners_that_will_run(monkeypatch):
-    monkeypatch.setattr("learners.lora.find_spec", lambda name: None)
+    monkeypatch.setattr("learners.training.lora.find_spec", lambda name: None)
     recipe = load_recipe("tiny")
     adapted = Method(train=TrainConfig(lora=LoRA(rank=4)))
     recipe = replace(recipe, methods={**recipe.methods, "raft": adapted})

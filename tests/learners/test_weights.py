@@ -1,7 +1,7 @@
 import torch
 from safetensors.torch import save_file
 
-from learners.weights import same_weights
+from learners.training.weights import same_weights
 
 
 def folder(path, **tensors):

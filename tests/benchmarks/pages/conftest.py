@@ -97,7 +97,7 @@ class TrainingRun:
 
 def make_run(path: Path, learner: str = "mdpo", problems: int = 4) -> TrainingRun:
     """Write a run of one seed and one iteration; the checkpoints are two random tiny models."""
-    from agents.models.transformers import load_tokenizer
+    from agents.models.hf import load_tokenizer
     from agents.rendering import ChatRenderer
     from agents.tiny import TinyConfig, make_tiny
     from learners.learner import make_learner

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.scripted import OracleAgent
+from agents.oracle import OracleAgent
 from benchmarks.cli import main
 from benchmarks.pages.charts import read_steps, training_charts
 from benchmarks.pages.data import PageOptions, build
@@ -100,7 +100,7 @@ def test_ratios_are_those_of_the_two_models(training_run) -> None:
     """Against a forward pass over each sequence alone, without batches or masks."""
     import torch
 
-    from agents.models.transformers import load_causal_lm
+    from agents.models.hf import load_causal_lm
 
     page = build(training_run.path)
     details = [detail for chunk in page.chunks for detail in chunk]

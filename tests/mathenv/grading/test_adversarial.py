@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mathenv.grading import extract_answer, find_policy, grade, grade_answer
+from mathenv.grading.exact import parse_number
 from mathenv.grading.expression import read_formula
 from mathenv.grading.limits import MAX_CHARS, too_big
 from mathenv.grading.normalize import normalize
-from mathenv.grading.numbers import parse_number
 from mathenv.types import GradeStatus
 
 GOLDS = ("5", "17x", "(1,2)", "1/2")

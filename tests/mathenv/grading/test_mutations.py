@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mathenv.grading import STRICT, grade_answer
+from mathenv.grading.exact import parse_number
 from mathenv.grading.mutations import mutated, mutations
-from mathenv.grading.numbers import parse_number
 
 HERE = Path(__file__).parent
 DATA = HERE.parents[3] / "shared" / "data"

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mathenv.grading import grade_answer
+from mathenv.grading.exact import parse_number
 from mathenv.grading.normalize import key, normalize
-from mathenv.grading.numbers import parse_number
 from mathenv.types import GradeStatus
 
 NOT_ZERO = st.integers().filter(bool)

@@ -23,7 +23,8 @@ import pytest
 
 from mathenv.env import MathToolEnv
 from mathenv.errors import ConfigError, InfraError
-from mathenv.interpreter import DockerInterpreter, Limits, LocalInterpreter, docker, local
+from mathenv.interpreter import DockerInterpreter, Limits, LocalInterpreter, local
+from mathenv.interpreter import docker_host as docker
 from mathenv.interpreter.base import RESTARTED
 from mathenv.interpreter.engine import LABEL
 from mathenv.types import ExecutionStatus, Problem

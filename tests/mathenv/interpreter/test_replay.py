@@ -16,7 +16,7 @@ import numpy
 import pytest
 
 from benchmarks import cli
-from benchmarks.replay import (
+from benchmarks.studies.replay import (
     EXPLAINED,
     RecordedRun,
     RecordedStep,

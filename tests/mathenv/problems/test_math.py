@@ -7,7 +7,7 @@ import pytest
 
 from mathenv.errors import ConfigError, DataError
 from mathenv.problems import load_problems
-from mathenv.problems.math import CONFIGS
+from mathenv.problems.hendrycks_math import CONFIGS
 
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "math"
 ROW = {

@@ -1,0 +1,1 @@
+"""The learners, one file each: which trajectories a learner uses, and its loss."""

@@ -1,0 +1,1 @@
+"""From token ids to log-probabilities: batching, attention without padding, the head."""
