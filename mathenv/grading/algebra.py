@@ -15,9 +15,10 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from mathenv.grading.expression import Formula, Tree, read_formula, variables_of
+from mathenv.grading.expression import Formula, Tree, read_formula
 from mathenv.grading.normalize import key
 from mathenv.grading.policy import STRICT, GradePolicy
+from mathenv.grading.tokens import variables_of
 
 MAX_CHARS = 400
 _INVERTED = re.compile(

@@ -15,11 +15,11 @@ _ANSWER_IS = re.compile(r"answer\s*(?:is|:)[\s:*]*(.*)", re.IGNORECASE)
 _CONCLUSION = re.compile(r"[\s$]*(?:Therefore|Thus|Hence|So)\b")
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|<\|")
 _REASON = re.compile(
-    r"[,;]?\s+(?:because|since|as|so|which|and so|where|I hope)\s.*|,\s+as required.*",
+    r"(?<=\s)(?:because|since|as|so|which|and so|where|I hope)\s.*|,\s?as required.*",
     re.IGNORECASE,
 )
 _TEXT = re.compile(r"\\text\s*\{[^{}]*\}|\\[a-zA-Z]+|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])")
-_BETWEEN = re.compile(r"(?:[a-zA-Z]+\s+){4}")
+_BETWEEN = re.compile(r"(?<![a-zA-Z])(?:[a-zA-Z]++\s++){4}")  # linear in long runs
 _CONDITION = re.compile(r"\$\s*(?:for (?:some|all|any|every)|where|with)\s")
 _FORMULA = re.compile(r"\$\$?|\\[\[(]")  # opens one
 _CLOSING = {"$$": "$$", "$": "$", "\\[": "\\]", "\\(": "\\)"}

@@ -2,6 +2,12 @@ r"""What letters and commands stand for: functions, symbols, accents, fonts, wor
 
 from __future__ import annotations
 
+
+def names(text: str) -> list[str]:
+    """Return the words of a text: long lists of names are easier to read as one."""
+    return text.split()
+
+
 _TRIGONOMETRIC = "sin cos tan cot sec csc sinh cosh tanh coth sech csch"
 # The spellings of functions that can be evaluated, and the name of each.
 FUNCTIONS: dict[str, str] = {
@@ -14,108 +20,27 @@ FUNCTIONS: dict[str, str] = {
 }
 # Functions of which only the name is compared.
 OPAQUE_FUNCTIONS = frozenset(
-    [
-        "det",
-        "dim",
-        "ker",
-        "deg",
-        "arg",
-        "Pr",
-        "tr",
-        "rank",
-        "span",
-        "sup",
-        "lim",
-        "limsup",
-        "liminf",
-        "conj",
-        "adj",
-        "Var",
-        "Cov",
-        "Arg",
-        "Tr",
-        "lb",
-    ]
+    names("det dim ker deg arg Pr tr rank span sup lim limsup liminf conj adj Var Cov Arg Tr lb")
 ) - {"lim"}
-LIMITS = frozenset(
-    "\\" + name
-    for name in ["sum", "prod", "int", "oint", "iint", "iiint", "lim", "limsup", "liminf"]
-)
+LIMITS = frozenset("\\" + name for name in names("sum prod int oint iint iiint lim limsup liminf"))
 SYMBOLS = frozenset(
     "\\" + name
-    for name in [
-        "pi",
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "theta",
-        "lambda",
-        "mu",
-        "nu",
-        "rho",
-        "sigma",
-        "tau",
-        "phi",
-        "varphi",
-        "omega",
-        "psi",
-        "kappa",
-        "eta",
-        "zeta",
-        "xi",
-        "varepsilon",
-        "vartheta",
-        "varrho",
-        "varsigma",
-        "varpi",
-        "chi",
-        "iota",
-        "Gamma",
-        "Delta",
-        "Theta",
-        "Lambda",
-        "Xi",
-        "Pi",
-        "Sigma",
-        "Upsilon",
-        "upsilon",
-        "Phi",
-        "Psi",
-        "Omega",
-        "infty",
-        "hbar",
-        "ell",
-        "nabla",
-        "partial",
-        "emptyset",
-        "aleph",
-        "top",
-    ]
+    for name in names(
+        "pi alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi varphi "
+        "omega psi kappa eta zeta xi varepsilon vartheta varrho varsigma varpi chi iota "
+        "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon upsilon Phi Psi Omega infty hbar "
+        "ell nabla partial emptyset aleph top"
+    )
 )
 ACCENTS = frozenset(
     "\\" + name
-    for name in [
-        "vec",
-        "hat",
-        "bar",
-        "dot",
-        "ddot",
-        "tilde",
-        "overline",
-        "widehat",
-        "overrightarrow",
-        "widetilde",
-        "overleftarrow",
-    ]
+    for name in names(
+        "vec hat bar dot ddot tilde overline widehat overrightarrow widetilde overleftarrow"
+    )
 )
 # Fonts; True for those in which a letter is another symbol.
 FONTS: dict[str, bool] = {
-    **{
-        f"\\{font}": False
-        for font in ["mathrm", "mathit", "mathbf", "boldsymbol", "operatorname", "mathsf"]
-    },
+    **{f"\\{font}": False for font in names("mathrm mathit mathbf boldsymbol operatorname mathsf")},
     **{f"\\{font}": True for font in ["mathbb", "mathcal", "mathfrak", "mathscr"]},
 }
 FUNCTION_LETTERS = frozenset("fghFGHPQpqWTLuvOo") | {
@@ -130,27 +55,11 @@ FUNCTION_LETTERS = frozenset("fghFGHPQpqWTLuvOo") | {
     "\\delta",
 }
 _NAMED_LETTERS = frozenset(
-    [
-        "pi",
-        "theta",
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "lambda",
-        "mu",
-        "omega",
-        "phi",
-        "sigma",
-        "rho",
-        "tau",
-        "epsilon",
-        "infty",
-    ]
+    names("pi theta alpha beta gamma delta lambda mu omega phi sigma rho tau epsilon infty")
 )
 # Without a backslash, `log` is Python's.
 _PLAIN_SPELLINGS = {"log": "plainlog", "oo": "infty", "inf": "infty", "infinity": "infty"}
-_SMALL_WORDS = frozenset(["or", "if", "as", "is", "no", "to", "of", "in", "at", "it", "on", "we"])
+_SMALL_WORDS = frozenset(names("or if as is no to of in at it on we"))
 _VOWELS = frozenset("aeiouAEIOU")
 
 

@@ -144,6 +144,11 @@ def _compare_shapes(gold: Shape, answer: Shape, context: Context, each: Comparer
         return _compare_ratios(gold, answer, context, each)
     if gold.kind == "union" or answer.kind == "union":
         return _compare_unions(gold, answer, context, each)
+    return _compare_lists(gold, answer, context, each)
+
+
+def _compare_lists(gold: Shape, answer: Shape, context: Context, each: Comparer) -> Verdict | None:
+    """Compare lists, sets and tuples: names, brackets, number, labels, then the parts."""
     if _nested_sets(gold) != _nested_sets(answer):
         return wrong("an element is not the set of it")
     named = _compare_named(gold, answer, context, each)

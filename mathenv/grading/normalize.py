@@ -26,6 +26,8 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             r"\(?\s*\\?(?<![a-zA-Z])[pb]?mod(?:ulo)?(?![a-zA-Z])\s*\{?\s*([0-9]+|[a-z])\s*\}?(?:\s*\))?",
             r"\\pmod{\1}",
         ),
+        (r"(?<=[0-9])\s?\\text\{\s*to\s*\}\s?(?=[0-9])|^([0-9]+) to (?=[0-9]+$)", r"\1:"),
+        (r"^(?:\\text\s*\{\s*)?all real(?:s| numbers)(?:\s*\})?$", r"\\mathbb{R}"),
         (r"\\f?box(?:ed)?\s*(?=\{)", ""),
         (r"\\(?:ensuremath|underline|textcolor\s*\{[a-z]+\})(?![a-zA-Z])", ""),
         (r"\\color\s*\{[a-zA-Z]+\}|\\h(?:space|skip)\*?\s*\{[^{}]*\}", ""),

@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Callable
 
-from mathenv.grading.letters import FUNCTIONS, SYMBOLS
+from mathenv.grading.letters import FUNCTIONS, SYMBOLS, names
 
 MAX_CHARS = 1000
 _LIKELY = re.compile(
@@ -309,33 +309,11 @@ def _finite_set(a: list[str]) -> str:
 _CALLS: dict[str, Callable[[list[str]], str]] = {
     **dict.fromkeys(("Fraction", "Rational"), _fraction),
     **dict.fromkeys(
-        [
-            "Integer",
-            "Float",
-            "Decimal",
-            "float",
-            "int",
-            "mpf",
-            "S",
-            "sympify",
-            "str",
-            "list",
-            "Poly",
-            "simplify",
-            "round",
-            "float64",
-            "float32",
-            "float16",
-            "int64",
-            "int32",
-            "int16",
-            "int8",
-            "uint8",
-            "bool_",
-            "bool",
-            "longdouble",
-            "str_",
-        ],
+        names(
+            "Integer Float Decimal float int mpf S sympify str list Poly simplify round "
+            "float64 float32 float16 int64 int32 int16 int8 uint8 bool_ bool longdouble "
+            "str_"
+        ),
         _same,
     ),
     **dict.fromkeys(("complex", "complex128", "mpc"), lambda a: _complex(a) if a[1:] else _same(a)),

@@ -25,6 +25,7 @@ _JOINING = {
 }
 _AND = re.compile(_WORD.format("and") + r"|\\(?:land|wedge)(?![a-zA-Z])")
 _OR = re.compile(_WORD.format("or") + r"|\\(?:lor|vee)(?![a-zA-Z])")
+_BUILDER = re.compile(r"\\\{\s*([a-z])\s*(?:\\mid|\||:)\s*(.*?)\s*\\\}", re.DOTALL)
 _WORDED = re.compile(r"\\(?:text|textrm|mbox|mathrm)\s*\{([^{}]*[0-9][^{}]*)\}")
 _MEMBER = re.compile(r"^([a-zA-Z](?:_\{?\w+\}?|\([a-z]\))?)\s*\\in(?![a-zA-Z])\s*")
 _MATRIX = re.compile(
@@ -282,7 +283,7 @@ def as_intervals(text: str) -> str:
 
     Texts that are anything else stay as they are.
     """
-    parts = split_top(_without_bars(text), "or")
+    parts = split_top(_without_bars(_condition(text)), "or")
     intervals = [_as_interval(part) for part in parts]
     if not all(intervals) or len({name for name, _ in filter(None, intervals)}) != 1:
         return text
@@ -306,6 +307,14 @@ def _about(text: str) -> str:
         return ""
     names = {interval[0] for part in split_top(text, "or") if (interval := _as_interval(part))}
     return key(names.pop()) if len(names) == 1 else ""
+
+
+def _condition(text: str) -> str:
+    r"""Return the condition of `\{x \mid x > 2\}`, where it is an inequality for x."""
+    match = _BUILDER.fullmatch(text)
+    if match is None or _about(match[2]) != match[1]:
+        return text
+    return match[2]
 
 
 def _without_bars(text: str) -> str:

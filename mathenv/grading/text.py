@@ -91,7 +91,7 @@ def compare_choices(gold: str, answer: str, policy: GradePolicy = STRICT) -> boo
     """Compare a choice letter with `(B)`, `B.` or `B. its text`. None if not a choice."""
     gold_choice = _CHOICE.fullmatch(_WRAPPER.sub(r"\1", gold).strip())
     if gold_choice is None:
-        return None
+        return _compare_choice_with_text(gold, answer)
     answer = _WRAPPER.sub(r"\1", answer).strip()
     match = _CHOICE.fullmatch(answer) or _CHOICE_WITH_TEXT.fullmatch(answer)
     if match is None:
@@ -99,6 +99,15 @@ def compare_choices(gold: str, answer: str, policy: GradePolicy = STRICT) -> boo
     if next(letter for letter in match.groups() if letter) == gold_choice.group(1):
         return True
     return None if answer.isalpha() and gold.isalpha() else False
+
+
+def _compare_choice_with_text(gold: str, answer: str) -> bool | None:
+    """Compare a reference such as `(A) 5` with a letter; None for any other pair."""
+    gold_choice = _CHOICE_WITH_TEXT.fullmatch(_WRAPPER.sub(r"\1", gold).strip())
+    choice = _CHOICE.fullmatch(_WRAPPER.sub(r"\1", answer).strip())
+    if gold_choice is None or choice is None:
+        return None
+    return (gold_choice.group(1) or gold_choice.group(2)) == choice.group(1)
 
 
 def compare_clock_times(gold: str, answer: str, policy: GradePolicy = STRICT) -> bool | None:

@@ -5,46 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_GREEK = [
-    "alpha",
-    "beta",
-    "gamma",
-    "delta",
-    "epsilon",
-    "zeta",
-    "eta",
-    "theta",
-    "iota",
-    "kappa",
-    "lambda",
-    "mu",
-    "nu",
-    "xi",
-    "omicron",
-    "pi",
-    "rho",
-    "varsigma",
-    "sigma",
-    "tau",
-    "upsilon",
-    "phi",
-    "chi",
-    "psi",
-    "omega",
-]
-_CAPITALS = [
-    "Gamma",
-    "Delta",
-    "Theta",
-    "Lambda",
-    "Xi",
-    "Pi",
-    "Sigma",
-    "Upsilon",
-    "Phi",
-    "Psi",
-    "Omega",
-]
+from mathenv.grading.letters import names
+
+_GREEK = names(
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi "
+    "omicron pi rho varsigma sigma tau upsilon phi chi psi omega"
+)
+_CAPITALS = names("Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega")
 _COMMANDS = {
     **{"×": "times", "·": "cdot", "⋅": "cdot", "∙": "cdot", "•": "cdot", "±": "pm", "∓": "mp"},
     **{"∞": "infty", "∪": "cup", "∩": "cap", "∈": "in", "∉": "notin", "≤": "leq", "≥": "geq"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from mathenv.grading.letters import names
 from mathenv.grading.policy import GradePolicy
 
 _MAX_CHARS = 120  # no unit is as long
@@ -111,44 +112,10 @@ MEASURES |= {other: MEASURES[name] for other, name in _OTHER_NAMES.items()}
 
 # Other units of measure, which are not converted but told apart: names in lower case.
 _MEASURED = frozenset(
-    [
-        "w",
-        "kw",
-        "mw",
-        "gw",
-        "n",
-        "kn",
-        "j",
-        "kj",
-        "mj",
-        "v",
-        "kv",
-        "ev",
-        "kev",
-        "mev",
-        "hz",
-        "khz",
-        "mhz",
-        "ghz",
-        "pa",
-        "kpa",
-        "c",
-        "f",
-        "k",
-        "a",
-        "ma",
-        "mol",
-        "knot",
-        "per",
-        "newton",
-        "joule",
-        "watt",
-        "volt",
-        "pascal",
-        "hertz",
-        "nm",
-        "um",
-    ]
+    names(
+        "w kw mw gw n kn j kj mj v kv ev kev mev hz khz mhz ghz pa kpa c f k a ma mol "
+        "knot per newton joule watt volt pascal hertz nm um"
+    )
 )
 _COMPOUND = {"mph": "mile hour", "kph": "km hour", "kmh": "km hour", "fps": "foot second"}
 

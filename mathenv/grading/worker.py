@@ -41,7 +41,8 @@ def _load(name: str, *path: str) -> ModuleType:
     return module
 
 
-_load("_mathenv_values", "values.py")  # `leaf.py` uses it
+_load("_mathenv_evaluate", "evaluate.py")  # `values.py` uses it, and `leaf.py` that
+_load("_mathenv_values", "values.py")
 leaf = _load("_mathenv_leaf", "leaf.py")
 sandbox = _load("_mathenv_sandbox", "..", "interpreter", "sandbox.py")
 

@@ -22,7 +22,10 @@ from mathenv.errors import DataError
 from mathenv.grading import MATH_VERIFY, STRICT, GradePolicy, close, grade
 from mathenv.grading.expression import read_formula
 from mathenv.grading.normalize import normalize
+from mathenv.grading.reference import fault
+from mathenv.grading.relations import split_relations
 from mathenv.grading.symbolic import shared_comparer
+from mathenv.grading.tokens import variables_of
 
 OURS, PEER = "mathenv", "math-verify"
 ORDINARY = "ordinary answers, pairs per CPU second"
@@ -37,6 +40,7 @@ GOALS = (
 )
 RECORDED = ("trajectories_tora.jsonl", "replay_mathcoder.jsonl")
 _ROUNDS = 3
+_REMEMBERED = (normalize, read_formula, variables_of, split_relations, fault)
 _SYMBOLIC = ("17x", "\\boxed{x\\cdot 17+\\sin 0}")  # starts a worker
 
 Pair = tuple[str, str]
@@ -103,8 +107,8 @@ def measure(data: Path, pathological: Path | None, advance: Advance) -> Report:
 def _fresh() -> None:
     """Forget everything remembered, and start a worker before the clock does."""
     close()
-    normalize.cache_clear()
-    read_formula.cache_clear()
+    for remembered in _REMEMBERED:
+        remembered.cache_clear()
     grade(*_SYMBOLIC)
 
 

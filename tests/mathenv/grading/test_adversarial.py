@@ -22,6 +22,11 @@ FALLBACKS = [find_policy(name) for name in ("paper", "strict,fallback=text,boxes
 UNITS = ["5 " + "ft " * 38 + "q", "5 " + "feet " * 23 + "q", "5 " + "a---ft " * 16 + "q"]
 HUGE = ["9" * 256 + ",999" * 36, "9$" * 350, "1" * 250 + " " * 1700 + "x!"]
 RESPONSES = ["```output" + "\n" * 40_000, "\\[" * 20_000, "\\(\\[" * 10_000, "answer" + " " * 9_999]
+RESPONSES += [
+    "answer is x" + " " * 19_000,
+    "\\boxed{1}" + "a" * 100_000 + "\\boxed{2}",
+    "\\boxed " * 9_999,
+]
 
 _TOKENS = r"""
 , . / ^ _ - = : ! $ $$ % & ( ) [ ] { } \ \\ \{ \} \[ \( \! \, {,} 1 999 ,999 e1 ** ½ π x a
