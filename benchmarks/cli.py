@@ -18,6 +18,7 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from io import StringIO
 from typing import Any
 
@@ -48,6 +49,13 @@ class Command:
     example: str
     work: str = ""
 
+    @property
+    def is_installed(self) -> bool:
+        """False for a study in an installed wheel, which holds none."""
+        return not self.module.startswith(STUDIES) or find_spec(STUDIES) is not None
+
+
+STUDIES = "benchmarks.studies"  # studies of this project itself: in the repository only
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(
@@ -65,11 +73,11 @@ COMMANDS: dict[str, Command] = {
         "benchmarks.work.iterate:run",
     ),
     "ablate": Command(
-        "benchmarks.commands.ablate",
+        "benchmarks.studies.ablation.command",
         "Ablate",
         "every table of the paper again, on the embedded model",
         "mathenv ablate --quick --out runs/ablate-quick",
-        "benchmarks.work.ablate:run",
+        "benchmarks.studies.ablation.work:run",
     ),
     "plan": Command(
         "benchmarks.commands.plan",
@@ -153,13 +161,13 @@ COMMANDS: dict[str, Command] = {
         "benchmarks.work.train:run",
     ),
     "replay": Command(
-        "benchmarks.commands.replay",
+        "benchmarks.studies.replay_command",
         "Replay",
         "run recorded cells again: does this sandbox behave like the record?",
         "mathenv replay runs/words/trajectories.jsonl --limit 100",
     ),
     "throughput": Command(
-        "benchmarks.commands.throughput",
+        "benchmarks.studies.throughput.command",
         "Throughput",
         "measure speed beside what people use instead",
         "mathenv throughput interpreter --json throughput.json",
@@ -228,6 +236,12 @@ def _run(words: list[str]) -> int:
         near = did_you_mean(words[0], COMMANDS)
         _complain(f"no command is called {words[0]!r}{near}: use {', '.join(COMMANDS)}")
         return EXIT_ERROR
+    if not command.is_installed:
+        _complain(
+            f"`mathenv {words[0]}` is a study of this project, which its installed package does not "
+            "hold: run it from a copy of the repository"
+        )
+        return EXIT_ERROR
     request = _parse(words[0], command, words[1:])
     if command.work:
         module, _, function = command.work.partition(":")
@@ -282,6 +296,8 @@ def _print_help() -> None:
     console.say("usage: mathenv COMMAND [flags]     mathenv COMMAND --help\n")
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for name, command in COMMANDS.items():
+        if not command.is_installed:
+            continue
         table.add_row(Text(name, style="bold"), Text(command.about))
         table.add_row("", Text(command.example, style="dim"))
     console.print(table)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.commands.ablate import Ablate
 from benchmarks.studies.ablation import sections
 from benchmarks.studies.ablation.claims import CLAIMS, Claim
+from benchmarks.studies.ablation.command import Ablate
 from benchmarks.studies.ablation.document import Picture, Table
 from benchmarks.studies.ablation.findings import Verdict, findings, judge
 from benchmarks.studies.ablation.page import sentence

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.commands.ablate import Ablate
 from benchmarks.console import ResultConsole
 from benchmarks.learning import LearningReporter
+from benchmarks.studies.ablation.command import Ablate
 from benchmarks.studies.ablation.page import write_pages
 from benchmarks.studies.ablation.run import run_all
 from benchmarks.studies.ablation.variants import QUICK, Sizes, base_recipe, chosen
