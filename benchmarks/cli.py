@@ -238,7 +238,7 @@ def _run(words: list[str]) -> int:
         return EXIT_ERROR
     if not command.is_installed:
         _complain(
-            f"`mathenv {words[0]}` is a study of this project, which its installed package does not "
+            f"`mathenv {words[0]}` is a study of this project, which an installed package does not "
             "hold: run it from a copy of the repository"
         )
         return EXIT_ERROR
