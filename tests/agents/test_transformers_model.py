@@ -416,7 +416,7 @@ def test_a_bad_folder_is_a_config_error(fault, tiny, tmp_path):
 
 
 def test_a_missing_folder_and_a_wrong_dtype_are_config_errors(tiny, tmp_path):
-    with pytest.raises(ConfigError, match=r"not a model folder"):
+    with pytest.raises(ConfigError, match=r"there is no folder"):
         TransformersModel.load(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="float33"):
         load_causal_lm(tiny, dtype="float33")
