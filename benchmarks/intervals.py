@@ -150,8 +150,8 @@ def difference_interval(
     problems that differ, and for other quantities than shares it is the only one.
 
     Where all problems have the same difference, mostly none, nothing was seen to vary, and that
-    is no certainty: what `n` problems have not shown may still occur as often as Wilson's bound
-    says, and the interval is that wide.
+    is no certainty: what `n` problems have not shown may still occur as often as the larger of
+    Wilson's and the exact bound (Clopper and Pearson, 1934) says, and the interval is that wide.
     """
     n, different = len(differences), count_different(differences)
     value, most = float(differences.mean()), max(1.0, float(np.abs(differences).max()))
@@ -159,7 +159,8 @@ def difference_interval(
         found = bootstrap(differences, level, resamples, seed)
         return found.low, found.high
     if not different:
-        unseen = wilson(0, n, level=level).high  # as shares, which differ by 1 at most
+        exact = 1 - ((1 - level) / 2) ** (1 / n)
+        unseen = max(wilson(0, n, level=level).high, exact)  # shares differ by 1 at most
         return max(-most, value - unseen), min(most, value + unseen)
     half = _t_half(differences, different, level)
     bounds = (value - half, value + half)

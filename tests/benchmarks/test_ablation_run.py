@@ -363,7 +363,7 @@ def test_a_page_needs_results_and_a_markdown_name(world, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--only", "etas"), "no group is called 'etas' (did you mean 'eta'?): there are main, reference"),
+        (("--only", "etas"), "no group is called 'etas' (did you mean 'eta'?): there are main"),
         (("--threads", "0"), "threads must be at least 1"),
         (("--seeds", "1", "1"), "--seeds: a seed is named twice"),
         (("--page", "page.md"), "holds no ablations"),

@@ -94,7 +94,7 @@ def test_settings_of_a_learner_from_elsewhere_are_checked_too():
             self.config = config
 
     Mine.Config = Config  # type: ignore[attr-defined]
-    import learners.learner as registry
+    from learners import registry
 
     registry.register_learner("mine-of-the-test")(Mine)  # type: ignore[arg-type]
     try:
