@@ -153,8 +153,6 @@ def why_none(learner: str, selection: Selection, rules: PairRules) -> str:
     start = f"{learner} has nothing to train on: "
     if not selection.trajectories:
         return f"{start}there are no trajectories. Sample some (mathenv collect)"
-    if rules.per_problem < 1:
-        return f"{start}pairs.per_problem = {rules.per_problem} asks for no example"
     counts = selection.counts()
     reasons = {name: count for name in _LEFT_OUT if (count := counts[name])}
     told = [

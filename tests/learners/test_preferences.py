@@ -317,11 +317,13 @@ def told(trajectories, name="mdpo", **rules):
 
 
 @pytest.mark.parametrize("name", ["mdpo", "mkto", "raft", "grpo"])
-def test_none_sampled_and_none_asked_for_are_told_apart(make_trajectory, name):
+def test_that_nothing_was_sampled_is_said(name):
     assert "there are no trajectories. Sample some" in told([], name)
-    both = [make_trajectory("a", True), make_trajectory("a", False, sample=1)]
-    if name in ("mdpo", "raft"):
-        assert "per_problem = 0 asks for no example" in told(both, name, per_problem=0)
+
+
+def test_to_ask_for_no_example_is_refused():
+    with pytest.raises(ConfigError, match="per_problem must be at least 1"):
+        PairRules(per_problem=0)
 
 
 @pytest.mark.parametrize(
