@@ -40,7 +40,7 @@ def test_only_weights_that_are_new_are_validated(tmp_path, monkeypatch, values, 
     monkeypatch.setattr(loop, "mean_reward", lambda _: 0.5)
     monkeypatch.setattr(loop, "diagnose", lambda *_, **__: [])
     place = loop._Place("iteration-1", tmp_path / "iteration-1", Reporter())
-    policies = loop._Policies(start, start, start)
+    policies = loop.Policies(start, start, start)
     result = loop._choose(policies, steps, (), IterateConfig(), 1, place)
     assert list(result.scores) == played
     assert result.policy == start  # a tie keeps what is there
