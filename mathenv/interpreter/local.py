@@ -347,7 +347,12 @@ class LocalInterpreter:
             except NoSpaceError:  # a session that has ended may have filled the disk
                 if not zygote.launcher.remove_more(REQUEST_SECONDS):
                     raise
-                return Process.start(zygote, self.limits, seed, self._spares)
+            except (SlowStartError, HostLimitError):  # would be no better at once
+                raise
+            except InfraError:  # a helper or the spare session was killed; nothing has run yet
+                zygote.ends(ORPHAN_SECONDS)
+                zygote = self._live_zygote()
+            return Process.start(zygote, self.limits, seed, self._spares)
 
         return self._in_slot(start)
 
