@@ -74,7 +74,7 @@ class GradeCommand:
         policy = find_policy(self.policy)
         file = _file(self.file)
         console, total = ResultConsole(), _count_lines(file)
-        if not total:
+        if total == 0:
             raise DataError(f"{file} is empty: there is nothing to grade")
         with ConsoleReporter().stage(f"grade {self.file.name}", total, "rows") as advance:
             if self.agreement:
