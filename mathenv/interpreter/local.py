@@ -26,6 +26,7 @@ from mathenv.interpreter.launcher import (
     SlowStartError,
     Zygote,
     patience,
+    refuses_at_limit,
     too_slow,
 )
 from mathenv.interpreter.output import OutputBuffer, clean, clip
@@ -274,7 +275,8 @@ class LocalInterpreter:
         zygotes, spares = whole("zygotes", zygotes, 1), whole("spares", spares, 0)
         if sys.platform != "linux":
             raise InfraError("LocalInterpreter needs Linux: use the Docker interpreter here")
-        view = make_view(packages, preload, numpy_legacy)
+        with refuses_at_limit("no sandbox can be started"):  # it opens files too
+            view = make_view(packages, preload, numpy_legacy)
         self._described = describe(packages, preload, numpy_legacy)
         self.limits, self._spares = limits, spares
         self._lock = threading.Lock()
