@@ -32,10 +32,12 @@ from mathenv.protocol import (
     ProtocolName,
     boxed_in,
     check_protocol,
-    last_boxed,
+    is_placeholder,
     output_block,
     read,
+    with_braces,
 )
+from mathenv.protocol import Reading as Found
 from mathenv.spaces import UnicodeText
 from mathenv.types import (
     ExecutionResult,
@@ -84,18 +86,32 @@ def read_turn(
     code but cannot be read is complained about and costs a turn, unless a limit cut it
     (`finished` is False) or the protocol is the paper's, which knows no complaints.
     """
-    found = read(visible_text(action), protocol, finished=finished)
+    visible = visible_text(action)
+    found = read(visible, protocol, finished=finished)
     answer = boxed_in(found.prose)
+    if protocol == "lenient":
+        answer = _lenient_answer(found, answer)
     if answer is not None:
         return Reading(found.code, answer, StopReason.ANSWERED)
     complaint = found.complaint
     if found.code is None and not complaint and protocol == "lenient":
-        whole = read(action) if "<think>" in action or "</think>" in action else found
+        whole = read(action) if visible != action else found
         if whole.code is not None or boxed_in(whole.prose) is not None:
             complaint = _IN_REASONING
     if found.code is None and not (complaint and finished):
         return Reading(None, None, StopReason.NO_ACTION)
     return Reading(found.code, None, StopReason.HORIZON if last else None, complaint)
+
+
+def _lenient_answer(found: Found, boxed: str | None) -> str | None:
+    r"""Return the answer of a turn that a model may have written in its own way.
+
+    Beside code, `\boxed{}` and `\boxed{...}` tell what the model will do after the code; a turn
+    without code may leave the braces out, as the grader reads it.
+    """
+    if found.code is None:
+        return boxed_in(with_braces(found.prose))
+    return None if boxed is None or is_placeholder(boxed) else boxed
 
 
 class MathToolEnv(gymnasium.Env[str, str]):
@@ -397,7 +413,7 @@ class MathToolEnv(gymnasium.Env[str, str]):
     def _attempt_grade(self, gold: str, action: str) -> Grade:
         # A grader reads the turn as the lenient protocol does: where the paper's reading finds
         # another answer, that is the one to grade.
-        if self.protocol == "paper" and last_boxed(visible_text(action)) != self._answer:
+        if self.protocol == "paper" and read_turn(action, last=True).answer != self._answer:
             action = f"\\boxed{{{self._answer}}}"
         try:
             return self._grader(gold, action)

@@ -24,7 +24,9 @@ Kind = Literal["python", "text", "output", "bare", "other"]
 
 # Characters that look like a blank, and characters that look like nothing.
 WIDE_BLANKS = "\u00a0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u202f\u205f\u3000"
-INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060"
+INVISIBLE = "\ufeff\u00ad\u061c\u180e" + "".join(
+    map(chr, (*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070)))
+)
 _BLANKS = " \t\f\v" + WIDE_BLANKS + INVISIBLE
 _BLANK = f"[{_BLANKS}]"
 _OPENING = re.compile(

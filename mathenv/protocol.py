@@ -30,6 +30,9 @@ _CLOSE = re.compile(r"[ \t]*```\s*")
 _CODE_LANGUAGES = frozenset({"python", "py", "python3"})
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_OTHER_BOX = re.compile(r"\\framebox(?=\s*\{)")
+_UNBRACED_BOX = re.compile(r"\\(?:boxed|fbox)\s*([-+]?[0-9]+(?:\.[0-9]+)?|[a-zA-Z](?![a-zA-Z]))")
+_PLACEHOLDER = re.compile(r"\.*|…|\\[lc]?dots")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # escaped characters do not count
 # A box in a block without a language: an answer, unless a quote or `#` before it says Python.
 _BOX_IN_TEXT = re.compile(r"^[^\n\"'#]*?\\(?:boxed|fbox)\b", re.MULTILINE)
@@ -47,9 +50,23 @@ _HAS_ODD = re.compile(_ODD)
 _PROMPT = re.compile(r"[ \t]*(?:>>>|In \[\d+\]:)(?: |$)")
 _PROMPTED = re.compile(r"[ \t]*(?:>>>|\.\.\.|In \[\d+\]:|\.\.\.:)(?: |$)")
 
+# Other ways in which models call a tool: tags, special tokens and JSON.
 _TOOL_CALL = re.compile(
-    r"<(?:tool_call|tool_code|code|python|execute|llm-code|function_calls?|\|python_tag\|)>",
+    r"<(?:tool(?:_calls?|_code|_use)?|code|pre|script|python|execute|llm-code|invoke"
+    r"|function(?:_calls?)?)(?:[\s=][^<>\n]{0,100})?>"
+    r"|<[|｜](?:python_tag|tool[_▁]calls?(?:[_▁](?:section[_▁])?begin)?)[|｜]?>"
+    r"|\[TOOL_CALLS\]|\bto=(?:python|functions)\b"
+    r"|\{\s{0,20}\"(?:name|type|function|tool|code)\"\s{0,20}:",
     re.IGNORECASE,
+)
+# Code that no fence holds: other quotation marks, LaTeX, a transcript, or bare lines.
+_UNFENCED = re.compile(
+    r"^[ \t]*+(?:'{3}|\"{3}|`{2}|｀{3}|´{3}|\\`\\`\\`)[ \t]*+(?:python|py)\b"
+    r"|\\begin\{(?:lstlisting|minted|verbatim|python|code)\*?\}"
+    r"|^[ \t]*+(?:>>>|In \[\d+\]:)[ \t]"
+    r"|^[ \t]*+(?:import [\w.]+(?: as \w+)?|from [\w.]+ import [\w, *]+|print\([^\n]*\)"
+    r"|def \w+\([^\n]*\)[^\n]*:)[ \t]*$",
+    re.IGNORECASE | re.MULTILINE,
 )
 _SHOWN = 30  # characters of a language's name that are told back
 
@@ -131,6 +148,18 @@ def boxed_in(text: str) -> str | None:
     return None
 
 
+def with_braces(text: str) -> str:
+    r"""Write `\boxed 5` and `\framebox{5}` as `\boxed{5}`; boxes with braces stay as they are."""
+    if "box" not in text:
+        return text
+    return _UNBRACED_BOX.sub(r"\\boxed{\1}", _OTHER_BOX.sub(r"\\boxed", text))
+
+
+def is_placeholder(answer: str) -> bool:
+    r"""Whether a box shows only where the answer will stand: `\boxed{}`, `\boxed{...}`."""
+    return _PLACEHOLDER.fullmatch(answer) is not None
+
+
 def _prose(document: Document, *, with_text_blocks: bool) -> str:
     r"""Return the text outside of blocks.
 
@@ -171,6 +200,10 @@ def _complaint(document: Document, prose: str) -> str:
         return f"No code was run: a fence (```) does not open a block of Python. {HOW_TO_RUN}"
     if _TOOL_CALL.search(prose):
         return f"No code was run: tool calls and tags are not read. {HOW_TO_RUN}"
+    if _UNFENCED.search(prose):
+        return f"No code was run: Python outside of a block is not read. {HOW_TO_RUN}"
+    if _BOX.search(prose) and boxed_in(prose) is None:
+        return f"No answer was read: the braces of the box do not close. {HOW_TO_ANSWER}"
     return ""
 
 

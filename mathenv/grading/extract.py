@@ -7,10 +7,18 @@ import re
 from collections.abc import Iterator
 
 from mathenv.grading.policy import STRICT, GradePolicy
-from mathenv.protocol import last_boxed, prose
+from mathenv.protocol import last_boxed, prose, with_braces
 
-_THINK_OPEN = "<think>"
-_THINK_CLOSE = "</think>"
+# How models mark their reasoning: most with <think>; Mistral, Kimi and Sky-T1 have brackets of
+# their own, gpt-oss has channels, of which the next one ends the one for analysis.
+_REASONING = r"think(?:ing)?|thoughts?|reasoning|seed:think"
+_THINK_OPEN = re.compile(
+    rf"<(?:{_REASONING})>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|channel\|>analysis\b"
+)
+_THINK_CLOSE = re.compile(
+    rf"</(?:{_REASONING})>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>"
+    r"|<\|channel\|>(?:final|commentary|analysis(?= to=))\b|\bto=[\w.]{1,40}<\|channel\|>\w+"
+)
 _ANSWER_IS = re.compile(r"answer\s*(?:is|:)[\s:*]*(.*)", re.IGNORECASE)
 _CONCLUSION = re.compile(r"[\s$]*(?:Therefore|Thus|Hence|So)\b")
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|<\|")
@@ -26,15 +34,14 @@ _CLOSING = {"$$": "$$", "$": "$", "\\[": "\\]", "\\(": "\\)"}
 _NUMBER = re.compile(r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?|-?\.[0-9]+")
 _OUTPUT = re.compile(r"```output[^\S\n]*\n(.*?)\n?```", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
-_OTHER_BOX = re.compile(r"\\framebox(?=\s*\{)")
-_UNBRACED_BOX = re.compile(r"\\(?:boxed|fbox)\s*([-+]?[0-9]+(?:\.[0-9]+)?|[a-zA-Z](?![a-zA-Z]))")
 _SEARCHED = 20_000  # characters from the end: an answer stands there
 
 
 def visible_text(response: str) -> str:
     """Return `response` without its reasoning: a box in a scratchpad is not an answer."""
-    text = response.rsplit(_THINK_CLOSE, 1)[-1]
-    return text.split(_THINK_OPEN, 1)[0]
+    start = max((found.end() for found in _THINK_CLOSE.finditer(response)), default=0)
+    opening = _THINK_OPEN.search(response, start)
+    return response[start : opening.start() if opening else None]
 
 
 def extract_answer(response: str, policy: GradePolicy = STRICT) -> str | None:
@@ -48,13 +55,6 @@ def extract_answer(response: str, policy: GradePolicy = STRICT) -> str | None:
     if policy.boxes == "all" and len(boxes := _all_boxed(text)) > 1:
         return ", ".join(boxes)
     return last_boxed(text) or _fallback(text, policy) or None
-
-
-def with_braces(text: str) -> str:
-    r"""Write `\boxed 5` and `\framebox{5}` as `\boxed{5}`; boxes with braces stay as they are."""
-    if "box" not in text:
-        return text
-    return _UNBRACED_BOX.sub(r"\\boxed{\1}", _OTHER_BOX.sub(r"\\boxed", text))
 
 
 def _all_boxed(text: str) -> list[str]:

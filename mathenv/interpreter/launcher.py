@@ -158,7 +158,9 @@ class Launcher:
         return Zygote(self, control)
 
     def alive(self) -> bool:
-        return os.getpid() == self.host_pid and self._launcher.poll() is None
+        """Whether zygotes can be had: the nursery, which alone holds the other end, is there."""
+        mine = os.getpid() == self.host_pid and self._launcher.poll() is None
+        return mine and not _hangs_up(self.control, 0)
 
     def remove(self, path: str) -> None:
         """Remove a folder below `root` in which nothing runs any more; much of it later.
@@ -221,6 +223,13 @@ def too_slow(what: str, seconds: float) -> str:
         f"{processors} processors) or its disk too slow. Try again when less runs beside it, or "
         f"set {PATIENCE}=4 to wait four times as long"
     )
+
+
+def _hangs_up(control: socket.socket, seconds: float) -> bool:
+    """Whether the process at the other end has closed its socket, or does so in some seconds."""
+    poll = select.poll()
+    poll.register(control, 0)  # POLLHUP is always reported
+    return bool(poll.poll(seconds * 1000))
 
 
 def _kind(error: Exception) -> type[InfraError]:
@@ -291,9 +300,7 @@ class Zygote:
         """Whether the zygote is not there any more, or ends within some seconds."""
         if os.getpid() != self.host_pid or self.control.fileno() < 0:
             return True
-        poll = select.poll()
-        poll.register(self.control, 0)  # POLLHUP is always reported
-        return bool(poll.poll(seconds * 1000))
+        return _hangs_up(self.control, seconds)
 
     def close(self) -> None:
         """End the zygote and its sessions. Safe to call twice."""

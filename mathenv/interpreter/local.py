@@ -275,7 +275,7 @@ class LocalInterpreter:
         zygotes, spares = whole("zygotes", zygotes, 1), whole("spares", spares, 0)
         if sys.platform != "linux":
             raise InfraError("LocalInterpreter needs Linux: use the Docker interpreter here")
-        with refuses_at_limit("no sandbox can be started"):
+        with refuses_at_limit("no sandbox can be started"):  # it opens files too
             view = make_view(packages, preload, numpy_legacy)
         self._described = describe(packages, preload, numpy_legacy)
         self.limits, self._spares = limits, spares
@@ -349,7 +349,12 @@ class LocalInterpreter:
             except NoSpaceError:  # a session that has ended may have filled the disk
                 if not zygote.launcher.remove_more(REQUEST_SECONDS):
                     raise
-                return Process.start(zygote, self.limits, seed, self._spares)
+            except (SlowStartError, HostLimitError):  # would be no better at once
+                raise
+            except InfraError:  # a helper or the spare session was killed; nothing has run yet
+                zygote.ends(ORPHAN_SECONDS)
+                zygote = self._live_zygote()
+            return Process.start(zygote, self.limits, seed, self._spares)
 
         return self._in_slot(start)
 

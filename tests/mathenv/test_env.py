@@ -226,6 +226,29 @@ def test_an_empty_box_is_an_answer_that_is_none():
     assert (info["stop_reason"], info["grade_status"]) == ("answered", "no_answer")
 
 
+@pytest.mark.parametrize("turn", ["So \\boxed 20.", "\\framebox{20}"])
+def test_a_box_in_another_spelling_is_graded_as_the_answer_it_is(turn):
+    env, _ = make()
+    _, reward, terminated, _, info = env.step(turn)
+    assert (reward, terminated, info["answer"]) == (1.0, True, "20")
+
+
+def test_a_box_that_announces_an_answer_does_not_end_the_episode():
+    env, interpreter = make(OK)
+    turn = "The answer will be in \\boxed{}.\n" + code_block("print(20)")
+    _, _, terminated, _, info = env.step(turn)
+    assert (terminated, info["answer"], len(interpreter.log)) == (False, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("turn", "answer"), [("\\boxed{7} \\boxed 20", "7"), ("\\boxed{20}", "20")]
+)
+def test_the_paper_s_reading_is_the_one_that_is_graded(turn, answer):
+    env, _ = make(protocol="paper")
+    _, reward, _, _, info = env.step(turn)
+    assert (info["answer"], reward) == (answer, float(answer == "20"))
+
+
 def test_reasoning_holds_neither_code_nor_answer():
     env, interpreter = make(OK)
     _, _, terminated, _, _ = env.step("<think>\\boxed{20}?</think>\n" + code_block("print(20)"))

@@ -244,3 +244,26 @@ def test_nothing_is_left(open_folder, monkeypatch, running, launchers, patient_c
     assert grown < 4 << 20
     assert running(os.getpid(), others) == set()
     assert list(open_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("tier", ["namespaces", "seccomp"])
+@pytest.mark.parametrize("depth", [0, 1, 2], ids=["launcher", "nursery", "zygote"])
+def test_a_session_starts_right_after_a_kill_of_what_it_needs(tier, depth):
+    """Nothing of it has run yet, so the start is tried again: no cell is `infra`."""
+    with LocalInterpreter(Limits(cell_seconds=60), tier=tier, zygotes=1) as interpreter:
+        interpreter.session().run("1")
+        victims = [interpreter._launchers[-1]._launcher.pid]
+        for _ in range(depth):
+            victims = [child for victim in victims for child in children_of(victim)]
+        assert victims
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+        result = interpreter.session().run("6 * 7")
+        assert (result.status, result.output) == (ExecutionStatus.OK, "42")
+
+
+def children_of(process: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{process}/task").iterdir():
+        found += map(int, (task / "children").read_text().split())
+    return found

@@ -52,4 +52,5 @@ def test_clip_never_joins_across_a_gap():
 
 
 def test_clean():
+    assert clean("\x1b]0;open\nshown") == "\nshown"  # to the end of its line
     assert clean("a\r\nb\rc\x1b[1;31md\x1b]0;title\x07e\x00\x9f\ud800\tf") == "a\nb\ncde\\ud800\tf"
