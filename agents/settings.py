@@ -27,6 +27,11 @@ class TinyConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.hidden % (2 * self.heads):
+            raise ConfigError(
+                f"hidden must be an even multiple of heads, not {self.hidden} for {self.heads} "
+                "heads: each head has an even share of it"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("one.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
     Path("traj").mkdir()
     Path("traj/trajectories.jsonl").touch()
+    for model in ("p", "sft"):
+        Path(model).mkdir()
+        Path(model, "config.json").write_text("{}")
     Path("training").mkdir()
     Path("training/results.json").write_text(json.dumps({"recipe": {}, "runs": []}))
     Path("ignored.toml").write_text("[methods.sft.loss]\neta = 0.3\n")
