@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mathenv.errors import ConfigError
+from mathenv.files import writing
 from mathenv.notices import notice
 
 LOCK_NAME = ".lock"
@@ -57,10 +58,10 @@ def hold(folder: str | os.PathLike[str]) -> Iterator[None]:
     Whoever holds it already, in the same thread or coroutine, may hold it again.
 
     Raises:
-        ConfigError: another process or thread holds it (the message says which process), or
-            nothing can be written there.
+        ConfigError: another process or thread holds it; the message says which process.
+        StorageError: nothing can be written there.
     """
-    place = Path(folder).resolve()
+    place = Path(os.path.realpath(folder))
     if place in _HELD.get():
         yield
         return
@@ -94,14 +95,9 @@ def _locked(folder: Path) -> BinaryIO:
 
 
 def _open(folder: Path) -> BinaryIO:
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         return open(folder / LOCK_NAME, "a+b", buffering=0)
-    except OSError as error:
-        raise ConfigError(
-            f"{folder} cannot be the folder of a run: {error.strerror}. Choose another one, or "
-            "make this one writable"
-        ) from error
 
 
 def _sign(stream: BinaryIO) -> None:

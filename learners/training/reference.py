@@ -30,7 +30,7 @@ from learners.numerics.attention import packs
 from learners.numerics.logprobs import evaluate_once, summed_logps, token_logps
 from learners.numerics.model_check import check_lengths
 from learners.preferences import Example, Sample
-from mathenv.errors import DataError, InfraError, MathEnvError
+from mathenv.errors import DataError, MathEnvError, StorageError
 from mathenv.notices import notice
 
 Load = Callable[[], AbstractContextManager[Any]]
@@ -59,7 +59,7 @@ class LogProbCache:
     A value that is not what was stored counts as missing, and a notice says so.
 
     Raises:
-        DataError: the file is something else, or broken. InfraError: the disk is full.
+        DataError: the file is something else, or broken. StorageError: the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,7 +72,7 @@ class LogProbCache:
             raise self._explained(error) from error
         try:
             self._run("CREATE TABLE IF NOT EXISTS logps (key BLOB PRIMARY KEY, value BLOB)")
-        except (DataError, InfraError):
+        except (DataError, StorageError):
             self.close()
             raise
 
@@ -111,7 +111,7 @@ class LogProbCache:
     def _explained(self, error: sqlite3.DatabaseError) -> MathEnvError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says where exactly
         if code in _DISK:
-            return InfraError(
+            return StorageError(
                 f"{self._path} could not be written or read: {error}. Make room, or make it "
                 "writable, and give the same command again"
             )
