@@ -233,8 +233,9 @@ def _run(words: list[str]) -> int:
         return 0
     command = COMMANDS.get(words[0])
     if command is None:
-        near = did_you_mean(words[0], COMMANDS)
-        _complain(f"no command is called {words[0]!r}{near}: use {', '.join(COMMANDS)}")
+        here = [name for name, known in COMMANDS.items() if known.is_installed]
+        near = did_you_mean(words[0], here)
+        _complain(f"no command is called {words[0]!r}{near}: use {', '.join(here)}")
         return EXIT_ERROR
     if not command.is_installed:
         _complain(

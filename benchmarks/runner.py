@@ -182,7 +182,7 @@ def _scored_otherwise(out: Path, policy: GradePolicy) -> bool:
         found = json.loads((out / FILE).read_text())
     except (OSError, ValueError):
         return False
-    return bool(found.get("policy") != policy.record())
+    return isinstance(found, dict) and found.get("policy") != policy.record()
 
 
 def regraded(

@@ -141,7 +141,8 @@ def _device(name: str) -> torch.device:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, NotImplementedError, AssertionError) as error:
-        raise ConfigError(f"there is no device {name!r} here: {error}") from error
+        why = str(error).partition("\n")[0].partition(". ")[0]  # torch adds all that it knows
+        raise ConfigError(f"there is no device {name!r} here: {why}") from error
     return device
 
 

@@ -91,7 +91,10 @@ def read_steps(file: Path) -> Steps:
             row = json.loads(line)
             steps.append({k: float(v) for k, v in row.items()})
         except (ValueError, TypeError, AttributeError) as error:
-            raise DataError(f"{file}:{number}: {error}") from None
+            raise DataError(
+                f"{file}:{number} is damaged ({error}): restore it from a copy, or move it away to "
+                "see the page without its curves"
+            ) from None
     return steps
 
 

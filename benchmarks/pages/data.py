@@ -21,10 +21,11 @@ from benchmarks.pages import tables
 from benchmarks.pages.index import CHOSEN, CHUNK, REJECTED, SHOWN, TrajectoryIndex, Use
 from benchmarks.pages.overview import Scored, chart_groups, key, result_tables, stage_name
 from benchmarks.pages.pieces import TokenTexts, piece_texts
-from benchmarks.pages.sources import RunFiles, SeedFolder, Source, find_run, read_json
+from benchmarks.pages.sources import RunFiles, SeedFolder, Source, find_run
 from benchmarks.pages.tables import Stage, Table
 from benchmarks.progress import Advance
 from benchmarks.results import read_result
+from learners.training.records import selected
 from mathenv.settings import Count, CountFrom0, check_settings
 from mathenv.types import Trajectory
 
@@ -200,8 +201,7 @@ def _uses(
         return {}, {t.key: _demonstrated(t) for t in episodes}, []
     if source.phase != "rollouts":
         return {}, {}, []
-    selection = source.path.with_name("selection.json")
-    provenance = read_json(selection)["provenance"] if selection.is_file() else []
+    provenance = selected(source.path.parent) or []
     roles: dict[str, int] = {}
     for row in provenance:
         for side, bit in (("chosen", CHOSEN), ("rejected", REJECTED)):

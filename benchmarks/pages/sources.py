@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mathenv.errors import ConfigError, DataError
-from mathenv.store import FILE_NAME
+from mathenv.store import FILE_NAME, read_object
 
 RESULTS = "results.json"
 _TEST_FILE = re.compile(r"(.+)-(\d+)")
@@ -89,28 +88,19 @@ def find_run(path: Path) -> RunFiles:
     return RunFiles(path, sources, bench=tuple(f for f in folders if (f / RESULTS).is_file()))
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read one JSON object of a run.
-
-    Raises:
-        DataError: it is damaged.
-    """
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        raise DataError(f"{file} is damaged: {error}") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{file} is damaged: expected an object")
-    return found
-
-
 def _seed_folders(path: Path) -> Iterator[SeedFolder]:
     candidates = [p for p in path.glob("seed-*") if p.name.removeprefix("seed-").isdecimal()]
     for folder in sorted(candidates, key=lambda p: int(p.name.removeprefix("seed-"))) or [path]:
         file = folder / "manifest.json"
-        manifest = read_json(file) if file.is_file() else {}
-        if "recipe" in manifest:
-            yield SeedFolder(folder, int(manifest["recipe"].get("seed", 0)), manifest)
+        remedy = f"restore it from a copy, or remove {folder} and make the run again"
+        manifest = read_object(file, remedy) if file.is_file() else {}
+        if "recipe" not in manifest:
+            continue
+        try:
+            seed = int(manifest["recipe"].get("seed", 0))
+        except (AttributeError, TypeError, ValueError):
+            raise DataError(f"{file} is damaged (its recipe is none): {remedy}") from None
+        yield SeedFolder(folder, seed, manifest)
 
 
 def _training_sources(seed: SeedFolder) -> Iterator[Source]:

@@ -14,12 +14,14 @@ from transformers.utils.logging import disable_progress_bar
 
 from agents.models.hf import load_causal_lm, load_tokenizer
 from agents.rendering import ChatRenderer
-from benchmarks.pages.sources import SeedFolder, read_json
+from benchmarks.pages.sources import SeedFolder
 from learners.learner import make_learner, settings_type
 from learners.numerics.logprobs import reference_logps
 from learners.preferences import Example, PairRules, Sample
 from learners.training.checkpoint import read_manifest, step_folders
+from learners.training.records import RESULT
 from mathenv.errors import MathEnvError
+from mathenv.store import read_object
 from mathenv.types import Trajectory
 
 _TOKEN_BUDGET = 1024  # padded tokens of a forward pass: small batches stay in the cache
@@ -102,8 +104,9 @@ def _examples(manifest: Mapping[str, Any], episodes: Sequence[Trajectory]) -> li
 def _chosen(iteration: Path, checkpoints: Sequence[tuple[int, Path]]) -> tuple[Path, str]:
     """Return the checkpoint that the iteration chose, or the last where it chose none."""
     last = checkpoints[-1][1]
-    file = iteration / "result.json"
-    name = read_json(file).get("policy") if file.is_file() else None
+    file = iteration / RESULT
+    remedy = "remove it, and the same `mathenv iterate` chooses a checkpoint again"
+    name = read_object(file, remedy).get("policy") if file.is_file() else None
     named = {path.name: path for _, path in checkpoints}
     if name in named:
         return named[name], ""

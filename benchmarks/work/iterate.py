@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from benchmarks.tracking import WandbReporter, check_login
 from benchmarks.transcript import compare, improved
 from learners.learner import make_learner
 from learners.planning.preflight import require
-from learners.recipe import Recipe, check_effect
+from learners.recipe import Recipe, check_effect, load_recipe
 from learners.reporter import Reporter
 from learners.settings import Method
 from mathenv.errors import ConfigError
@@ -27,6 +28,7 @@ def run(command: Iterate) -> None:
     learners = command.learners or (command.settings.learner,)
     recipe = _recipe(command)
     check_effect(recipe)
+    _check_flags(command, learners)
     seeds = command.seeds or (recipe.seed,)
     for flag, given in (("--learners", learners), ("--seeds", seeds)):
         twice = [value for value in given if given.count(value) > 1]
@@ -66,6 +68,30 @@ def _recipe(command: Iterate) -> Recipe:
         min_tier=command.min_tier or iterate.min_tier,
     )
     return replace(command.settings, iterate=iterate)
+
+
+def _check_flags(command: Iterate, learners: Sequence[str]) -> None:
+    """Refuse flags that this run would ignore.
+
+    A recipe may hold more than one run uses, since it serves several; a flag is given for one.
+    """
+    given, recipe = command.settings, load_recipe(command.recipe)
+    for name, method in given.methods.items():
+        if name not in learners and method != recipe.methods.get(name):
+            raise ConfigError(
+                f"--methods.{name} would have no effect: the learners of this run are "
+                f"{', '.join(learners)} (--learners)"
+            )
+    if given.model != "tiny" and given.tiny != recipe.tiny:
+        raise ConfigError(
+            f"--tiny would have no effect: it shapes the model that is made for --model tiny, not "
+            f"{given.model}"
+        )
+    for name in ("workers", "worker_cpus", "worker_gpus"):
+        changed = getattr(given.iterate, name) != getattr(recipe.iterate, name)
+        if given.iterate.ray is None and changed:
+            flag = f"--iterate.{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} would have no effect: workers need --iterate.ray")
 
 
 def _show(runs: list[LearnerRun], out: Path, seconds: float) -> None:

@@ -60,3 +60,19 @@ def test_only_the_learner_itself_selects_its_settings(line: str, expected: type)
     """A folder or a name that is a learner's as well does not."""
     assert type(TrainCommand.defaults(line.split()).loss) is expected
     assert MultiTurnDPO.Config is LearnerConfig
+
+
+def test_an_installed_package_offers_no_study(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wheel holds none; what is offered there can be run there."""
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    said = {}
+    for words in ("--help", "brew", "ablate --quick"):
+        with pytest.raises(SystemExit):
+            cli.main(shlex.split(words))
+        said[words] = "".join(capsys.readouterr())
+    for words in ("--help", "brew"):
+        assert "iterate" in said[words]
+        assert not any(study in said[words] for study in ("ablate", "throughput", "replay "))
+    assert "run it from a copy of the repository" in said["ablate --quick"]

@@ -130,7 +130,10 @@ def make_run(path: Path, learner: str = "mdpo", problems: int = 4) -> TrainingRu
             "environment": {"python": "3.11", "packages": {"torch": "2"}},
         },
         policy / "manifest.json": manifest,
-        iteration / "selection.json": {"counts": {}, "provenance": selection.provenance},
+        iteration / "selection.json": {
+            "counts": selection.counts(),
+            "provenance": selection.provenance,
+        },
         iteration / "result.json": {"policy": "step-2", "scores": {}},
     }
     for file, value in files.items():

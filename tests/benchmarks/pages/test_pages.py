@@ -278,6 +278,32 @@ def test_damaged_metrics_are_named(tmp_path: Path) -> None:
         read_steps(file)
 
 
+@pytest.mark.parametrize("content", ['{"recipe": {"se', "[]", '{"recipe": [], "counts": 1}'])
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("manifest.json", "restore it from a copy"),
+        ("mdpo/iteration-1/selection.json", "remove it to choose again"),
+        ("mdpo/iteration-1/train/metrics.jsonl", "move it away"),
+    ],
+)
+def test_damaged_files_of_a_run_are_named_with_what_to_do(
+    training_run, tmp_path, capsys, name: str, remedy: str, content: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(training_run.path, run)
+    file = run / "seed-0" / name
+    assert file.exists()
+    file.write_text(content + "\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["view", str(run), "--no-open"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2, said
+    assert name in said
+    assert "damaged" in said
+    assert remedy in said
+
+
 def test_view_writes_the_page_and_opens_it(
     training_run, tmp_path, monkeypatch, capsys, write_episodes, make_episode
 ) -> None:
