@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from mathenv.grading.policy import STRICT, GradePolicy
-from mathenv.protocol import last_boxed, prose
+from mathenv.protocol import last_boxed, prose, with_braces
 
 _THINK_OPEN = "<think>"
 _THINK_CLOSE = "</think>"
@@ -26,8 +26,6 @@ _CLOSING = {"$$": "$$", "$": "$", "\\[": "\\]", "\\(": "\\)"}
 _NUMBER = re.compile(r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?|-?\.[0-9]+")
 _OUTPUT = re.compile(r"```output[^\S\n]*\n(.*?)\n?```", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
-_OTHER_BOX = re.compile(r"\\framebox(?=\s*\{)")
-_UNBRACED_BOX = re.compile(r"\\(?:boxed|fbox)\s*([-+]?[0-9]+(?:\.[0-9]+)?|[a-zA-Z](?![a-zA-Z]))")
 _SEARCHED = 20_000  # characters from the end: an answer stands there
 
 
@@ -44,22 +42,15 @@ def extract_answer(response: str, policy: GradePolicy = STRICT) -> str | None:
     boxes: the last one, because joining them rewards listing guesses, unless `policy.boxes`
     asks for all. No box: None, unless `policy.fallback` allows to guess.
     """
-    text = with_braces(visible_text(response))
+    text = visible_text(response)
     if policy.boxes == "all" and len(boxes := _all_boxed(text)) > 1:
         return ", ".join(boxes)
     return last_boxed(text) or _fallback(text, policy) or None
 
 
-def with_braces(text: str) -> str:
-    r"""Write `\boxed 5` and `\framebox{5}` as `\boxed{5}`; boxes with braces stay as they are."""
-    if "box" not in text:
-        return text
-    return _UNBRACED_BOX.sub(r"\\boxed{\1}", _OTHER_BOX.sub(r"\\boxed", text))
-
-
 def _all_boxed(text: str) -> list[str]:
     """Return the contents of all balanced boxes that are not empty, in order, each once."""
-    text = prose(text)
+    text = with_braces(prose(text))
     starts = [match.start() for match in _BOX.finditer(text)] + [len(text)]
     pieces = [text[a:b] for a, b in itertools.pairwise(starts)]
     if any(_BETWEEN.search(_TEXT.sub("", piece.rpartition("}")[2])) for piece in pieces[:-1]):
@@ -140,8 +131,7 @@ def _first_formula(text: str) -> str:
 
 def unwrap_box(text: str, policy: GradePolicy = STRICT) -> str:
     r"""Return the content of the last `\boxed{}` of a reference answer, or the text itself."""
-    text = with_braces(text)
-    if "\\boxed" in text or "\\fbox" in text:
+    if "box" in text:
         if policy.boxes == "all" and len(boxes := _all_boxed(text)) > 1:
             return ", ".join(boxes)
         content = last_boxed(text)
