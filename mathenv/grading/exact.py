@@ -76,10 +76,10 @@ def parse_number(text: str) -> ExactNumber | None:
     if bare != text:
         number = _parse_unsigned(bare)
         return None if number is None else replace(number, percent=True)
-    if magnitude := _MAGNITUDE.fullmatch(text):
-        return _magnitude(magnitude)
     bare, unit = split_unit(text)
     number = _parse_unsigned(bare)
+    if number is None and (match := _MAGNITUDE.fullmatch(text)):
+        return _magnitude(match)
     if number is None and (match := _LETTER_UNIT.fullmatch(text)):
         number, unit = _parse_unsigned(match[1]), match[2]
         if number is not None:
