@@ -31,7 +31,14 @@ _CODE_LANGUAGES = frozenset({"python", "py", "python3"})
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _OTHER_BOX = re.compile(r"\\framebox(?=\s*\{)")
-_UNBRACED_BOX = re.compile(r"\\(?:boxed|fbox)\s*([-+]?[0-9]+(?:\.[0-9]+)?|[a-zA-Z](?![a-zA-Z]))")
+# TeX needs no braces around one sign. A number must not go on (`\boxed 3/4`); a letter must end its
+# formula or sentence: "use \boxed a few times" holds no answer.
+_UNBRACED_BOX = re.compile(
+    r"\\(?:boxed|fbox)\s*+("
+    r"[-+]?[0-9]++(?:,[0-9]{3})*+(?:\.[0-9]++)?+"
+    r"(?![0-9a-zA-Z]|\s*+(?:[-+*/^=(!%]|\\(?:frac|sqrt|cdot|times|div|pm|pi|over|left|%)))"
+    r"|[a-zA-Z](?=\s*+(?:[$.,;:!)]|\\[)\]]|\Z)))"
+)
 _PLACEHOLDER = re.compile(r"\.*|…|\\[lc]?dots")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # escaped characters do not count
 # A box in a block without a language: an answer, unless a quote or `#` before it says Python.
@@ -139,7 +146,11 @@ def last_boxed(text: str, protocol: ProtocolName = "lenient") -> str | None:
 
 
 def boxed_in(text: str) -> str | None:
-    r"""Return the content of the last balanced `\boxed{}` of a text without code, or None."""
+    r"""Return the content of the last balanced `\boxed{}` of a text without code, or None.
+
+    `\boxed 5`, `\fbox{5}` and `\framebox{5}` are boxes as well.
+    """
+    text = with_braces(text)
     closing = _closing_braces(text)
     for match in reversed(list(_BOX.finditer(text))):
         end = closing.get(match.end() - 1)

@@ -19,6 +19,7 @@ from benchmarks.progress import Advance, ConsoleReporter
 from mathenv.errors import ConfigError, DataError
 from mathenv.grading.agreement import Agreement, Case, Tally, measure_agreement, read_cases
 from mathenv.grading.batch import iter_grades
+from mathenv.grading.grader import grade as grade_one
 from mathenv.grading.policy import GradePolicy, find_policy
 from mathenv.grading.validate import accepted_perturbations, self_match
 from mathenv.problems.files import Row as RawRow
@@ -40,8 +41,14 @@ class GradeCommand:
     turn), `answer`, `final_pred`, `prediction` (an extracted answer). A `grade` or `score` in the
     row is the stored verdict.
 
+    With `--gold` and `--answer` it grades this pair instead of a file.
+
     Args:
         file: a .jsonl, .json, .csv, .tsv or .parquet file, or a folder with trajectories.jsonl.
+        gold: the reference answer of one pair.
+        answer: the answer of that pair, or a model's last turn with its `\\boxed{}`.
+        explain: say for each answer, line by line, which rule looked at which two texts and what
+            it said; those that decided have a star.
         policy: strict, paper or math_verify.
         out: write the rows with their new grades here; trajectories stay trajectories.
         workers: most worker processes for symbolic comparison.
@@ -51,7 +58,10 @@ class GradeCommand:
             itself and against itself with one digit changed.
     """
 
-    file: Annotated[Path, tyro.conf.Positional]
+    file: Annotated[Path | None, tyro.conf.Positional] = None
+    gold: str | None = None
+    answer: str | None = None
+    explain: bool = False
     policy: str = "strict"
     out: Path | None = None
     workers: Count | None = None
@@ -63,20 +73,39 @@ class GradeCommand:
 
     def run(self) -> None:
         """Grade, print the summary, write the file."""
+        self._check()
+        policy, console = find_policy(self.policy), ResultConsole()
+        if self.gold is not None and self.answer is not None:
+            verdict = grade_one(self.gold, _boxed(self.answer), policy, explain=True)
+            console.say(verdict if self.explain else str(verdict).splitlines()[-1])
+        elif self.file is not None:
+            self._grade_file(_file(self.file), policy, console)
+
+    def _check(self) -> None:
+        pair = self.gold is not None and self.answer is not None
+        if pair == (self.file is not None) or (self.gold is None) != (self.answer is None):
+            raise ConfigError("give a file of answers, or --gold and --answer for one pair")
+        if pair and (self.out is not None or self.agreement or self.self_match):
+            raise ConfigError("--out, --agreement and --self-match need a file of answers")
         if self.agreement and self.self_match:
             raise ConfigError("--agreement and --self-match are two measurements: choose one")
-        if self.out is not None and (self.agreement or self.self_match):
-            raise ConfigError("--out holds graded rows: not with --agreement or --self-match")
+        if (self.out is not None or self.explain) and (self.agreement or self.self_match):
+            raise ConfigError(
+                "--out and --explain are for graded rows: not with --agreement or --self-match"
+            )
         if self.agreement and self.policy != "strict":
             raise ConfigError(
                 "--agreement grades each case under its own policy: leave out --policy"
             )
-        policy = find_policy(self.policy)
-        file = _file(self.file)
-        console, total = ResultConsole(), _count_lines(file)
+
+    def _grade_file(self, file: Path, policy: GradePolicy, console: ResultConsole) -> None:
+        total = _count_lines(file)
         if not file.stat().st_size or total == 0:
             raise DataError(f"{file} is empty: there is nothing to grade")
-        with ConsoleReporter().stage(f"grade {self.file.name}", total, "rows") as advance:
+        for row in read_rows(file) if self.explain else ():
+            explained = grade_one(row.gold, row.response, policy, explain=True)
+            console.say(f"{row.name}\n{explained}\n")
+        with ConsoleReporter().stage(f"grade {file.name}", total, "rows") as advance:
             if self.agreement:
                 views = list(_agreement_views(_measure(file, advance)))
             elif self.self_match:
@@ -157,13 +186,17 @@ def _read_row(row: dict[str, Any], number: str) -> Row:
     gold, response = row.get("gold"), row.get("response")
     if response is None:
         answer = next((row[name] for name in _ANSWER_FIELDS if row.get(name) is not None), None)
-        response = None if answer is None else f"\\boxed{{{answer}}}"
+        response = None if answer is None else _boxed(answer)
     if not isinstance(gold, str) or not isinstance(response, str):
         raise DataError(
             f"needs `gold` and `response` or one of {', '.join(_ANSWER_FIELDS)}, as text; "
             f"found {sorted(row)}"
         )
     return Row(str(row.get("id", number)), gold, response, _verdict(row))
+
+
+def _boxed(answer: str) -> str:
+    return f"\\boxed{{{answer}}}"
 
 
 def _verdict(row: dict[str, Any]) -> bool | None:

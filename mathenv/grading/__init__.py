@@ -10,6 +10,7 @@ from mathenv.grading.extract import extract_answer
 from mathenv.grading.grader import TIERS, Tier, grade, grade_answer
 from mathenv.grading.policy import MATH_VERIFY, PAPER, POLICIES, STRICT, GradePolicy, find_policy
 from mathenv.grading.symbolic import close
+from mathenv.grading.trail import ExplainedGrade, Step
 
 __all__ = [
     "MATH_VERIFY",
@@ -17,8 +18,10 @@ __all__ = [
     "POLICIES",
     "STRICT",
     "TIERS",
+    "ExplainedGrade",
     "GradePolicy",
     "PolicyGrader",
+    "Step",
     "Tier",
     "agrade",
     "close",

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mathenv.errors import ConfigError
-from mathenv.grading.grader import grade
+from mathenv.grading.grader import Gold, grade
 from mathenv.grading.policy import STRICT, GradePolicy, find_policy
 from mathenv.grading.symbolic import use_workers
 from mathenv.types import Grade
 
-Gold = str | Sequence[str]
 _CHUNK = 64  # pairs that one thread takes at a time
 
 

@@ -22,6 +22,10 @@ NAMES = rf"\(\s*{NAME}(?:\s*,\s*{NAME})+\s*\)"
 _NAMED = re.compile(
     rf"{FUNCTION}|{NAMES}|{NAME}|m?\s*\\(?:angle|triangle)\s*[A-Z]{{1,3}}|\|?[A-Z]{{2,3}}\|?"
     r"|[A-Z]{1,2}\s*:\s*[A-Z]{1,2}|\\overline\s*\{[A-Z]{2}\}"
+    r"|\\(?:vec|hat|bar|overline|tilde|mathbf|boldsymbol|overrightarrow)\s*(?:\{\s*[a-zA-Z]\s*\}|\s[a-zA-Z])"
+    r"|\\frac\s*\{\s*(?:d|\\partial)\s*[a-zA-Z]\s*\}\s*\{\s*(?:d|\\partial)\s*[a-zA-Z]\s*\}"
+    r"|\\(?:lim|int)\s*_.*"
+    r"|\\(?:det|dim|operatorname\s*\{(?:rank|tr|det|dim)\})\s*\(?\s*[A-Z]\s*\)?"
     r"|(?:\\(?:text|mathrm|textrm)\s*\{[A-Za-z .']+\}|[A-Z]?[a-z]{4,})"
 )
 _WORDS = re.compile(

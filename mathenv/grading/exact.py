@@ -41,7 +41,13 @@ _REPEATING = re.compile(
     r"(-?)\s*([0-9]*)\.([0-9]*)\s*\\(?:overline|bar|dot)\s*\{?\s*([0-9]{1,30})\s*\}?"
 )
 # `5m`: a unit in an answer, a variable in a reference.
-_LETTER_UNIT = re.compile(r"(.*[0-9}])\s*([mgsL])")
+_LETTER_UNIT = re.compile(r"(.*[0-9}])(?:\s*(?=[mgsL]$)|\s(?=[JNWVK]$))([a-zA-Z])")
+# `2.5 million dollars`
+_MAGNITUDE = re.compile(
+    r"(?P<number>[-+]?[0-9][0-9.,]*)\s*(?:\\(?:text|mathrm|mbox)\s*\{\s*)?"
+    r"(?P<word>hundred|thousand|million|billion|trillion)(?P<unit>(?:\s+[a-zA-Z]{3,})*)\s*\}?"
+)
+_ZEROS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _PERCENT = re.compile(r"\s*(?:%|\\text\{\s*percent\s*\}|percent|pct)$", re.IGNORECASE)
 
 
@@ -72,6 +78,8 @@ def parse_number(text: str) -> ExactNumber | None:
         return None if number is None else replace(number, percent=True)
     bare, unit = split_unit(text)
     number = _parse_unsigned(bare)
+    if number is None and (match := _MAGNITUDE.fullmatch(text)):
+        return _magnitude(match)
     if number is None and (match := _LETTER_UNIT.fullmatch(text)):
         number, unit = _parse_unsigned(match[1]), match[2]
         if number is not None:
@@ -83,6 +91,14 @@ def parse_number(text: str) -> ExactNumber | None:
     if number is None or power is None:
         return number
     return replace(number, unit_power=power.group(1))
+
+
+def _magnitude(match: re.Match[str]) -> ExactNumber | None:
+    unit = split_unit(f"1{match['unit']}")[1]
+    number = _parse_unsigned(match["number"])
+    if number is None or bool(unit) != bool(match["unit"]):
+        return None
+    return replace(number, value=number.value * 10 ** _ZEROS[match["word"]], places=0, unit=unit)
 
 
 def _parse_unsigned(text: str) -> ExactNumber | None:

@@ -508,8 +508,9 @@ class _Parser:
         word = "".join(tokens)
         if FONTS[font]:
             return self._name(self._with_marks(f"{font} {word}"))
-        if word in FUNCTIONS or word in OPAQUE_FUNCTIONS:
-            return self._function(word)
+        bare = word.removeprefix("\\") if len(tokens) == 1 else word
+        if bare in FUNCTIONS or bare in OPAQUE_FUNCTIONS:
+            return self._function(bare)
         if len(tokens) == 1 and (word.isalpha() or word in SYMBOLS):
             return self._variable(word)
         if len(tokens) > 1 and word.isalpha() and self._peek() == "(":

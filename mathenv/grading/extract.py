@@ -51,7 +51,7 @@ def extract_answer(response: str, policy: GradePolicy = STRICT) -> str | None:
     boxes: the last one, because joining them rewards listing guesses, unless `policy.boxes`
     asks for all. No box: None, unless `policy.fallback` allows to guess.
     """
-    text = with_braces(visible_text(response))
+    text = visible_text(response)
     if policy.boxes == "all" and len(boxes := _all_boxed(text)) > 1:
         return ", ".join(boxes)
     return last_boxed(text) or _fallback(text, policy) or None
@@ -59,7 +59,7 @@ def extract_answer(response: str, policy: GradePolicy = STRICT) -> str | None:
 
 def _all_boxed(text: str) -> list[str]:
     """Return the contents of all balanced boxes that are not empty, in order, each once."""
-    text = prose(text)
+    text = with_braces(prose(text))
     starts = [match.start() for match in _BOX.finditer(text)] + [len(text)]
     pieces = [text[a:b] for a, b in itertools.pairwise(starts)]
     if any(_BETWEEN.search(_TEXT.sub("", piece.rpartition("}")[2])) for piece in pieces[:-1]):
@@ -140,8 +140,7 @@ def _first_formula(text: str) -> str:
 
 def unwrap_box(text: str, policy: GradePolicy = STRICT) -> str:
     r"""Return the content of the last `\boxed{}` of a reference answer, or the text itself."""
-    text = with_braces(text)
-    if "\\boxed" in text or "\\fbox" in text:
+    if "box" in text:
         if policy.boxes == "all" and len(boxes := _all_boxed(text)) > 1:
             return ", ".join(boxes)
         content = last_boxed(text)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal, overload
 
 from mathenv.grading.algebra import compare_algebra
 from mathenv.grading.exact import numbers_equal, parse_number
@@ -28,8 +30,11 @@ from mathenv.grading.text import (
     compare_prose,
     compare_words,
 )
+from mathenv.grading.trail import ExplainedGrade, Trail
 from mathenv.grading.verdict import Context, Verdict
 from mathenv.types import Grade, GradeStatus
+
+Gold = str | Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,21 @@ TIERS: tuple[Tier, ...] = (
 )
 
 
-def grade(gold: str | Sequence[str], response: str, policy: str | GradePolicy = STRICT) -> Grade:
+@overload
+def grade(
+    gold: Gold, response: str, policy: str | GradePolicy = ..., *, explain: Literal[False] = ...
+) -> Grade: ...
+
+
+@overload
+def grade(
+    gold: Gold, response: str, policy: str | GradePolicy = ..., *, explain: Literal[True]
+) -> ExplainedGrade: ...
+
+
+def grade(
+    gold: Gold, response: str, policy: str | GradePolicy = STRICT, *, explain: bool = False
+) -> Grade:
     r"""Judge a model's final turn against the reference answer.
 
     Args:
@@ -81,6 +100,8 @@ def grade(gold: str | Sequence[str], response: str, policy: str | GradePolicy = 
         response: the model's last turn. The answer is the last balanced `\boxed{}` outside of
             fenced code and after the last `</think>` (see `GradePolicy.boxes`, `.fallback`).
         policy: a preset (`strict`, `paper`, `math_verify`) or a `GradePolicy`.
+        explain: return an `ExplainedGrade`. Its `trail` says which rule looked at what and which
+            one decided; as text it is a line for each. The verdict is the same.
 
     Never raises for what the model wrote. `Grade.counts` is False where the reference is
     unusable or the machinery failed: such episodes are excluded, not wrong.
@@ -90,14 +111,13 @@ def grade(gold: str | Sequence[str], response: str, policy: str | GradePolicy = 
     """
     chosen = find_policy(policy)
     response = checked_answer(response, "a response")
-    if chosen.engine == "math_verify":
-        return _any_gold(gold, response, chosen)
-    return _any_gold(gold, extract_answer(response, chosen), chosen)
+    answer = response if chosen.engine == "math_verify" else extract_answer(response, chosen)
+    trail = Trail() if explain else None
+    verdict = _any_gold(gold, answer, chosen, trail)
+    return verdict if trail is None else trail.explained(verdict)
 
 
-def grade_answer(
-    gold: str | Sequence[str], answer: str | None, policy: str | GradePolicy = STRICT
-) -> Grade:
+def grade_answer(gold: Gold, answer: str | None, policy: str | GradePolicy = STRICT) -> Grade:
     r"""Judge an answer that is already extracted (None or blank: no answer). See `grade`."""
     chosen = find_policy(policy)
     answer = None if answer is None else checked_answer(answer, "an answer")
@@ -106,13 +126,17 @@ def grade_answer(
     return _any_gold(gold, answer, chosen)
 
 
-def _any_gold(gold: str | Sequence[str], answer: str | None, policy: GradePolicy) -> Grade:
+def _any_gold(
+    gold: Gold, answer: str | None, policy: GradePolicy, trail: Trail | None = None
+) -> Grade:
     golds = checked_golds(gold)
     budget = Budget()
     judge = _judge_raw if policy.engine == "math_verify" else _judge
     grades: list[Grade] = []
     for one in golds:
-        grades.append(judge(one, answer, policy, budget))
+        grades.append(judge(one, answer, policy, budget, trail))
+        if trail is not None:
+            trail.end(one, answer, grades[-1])
         if grades[-1].correct:
             return grades[-1]
     if not grades:
@@ -124,7 +148,9 @@ def _any_gold(gold: str | Sequence[str], answer: str | None, policy: GradePolicy
 _SEVERITY = {GradeStatus.INFRA: 0, GradeStatus.GOLD_ERROR: 2}
 
 
-def _judge_raw(gold: str, response: str | None, policy: GradePolicy, budget: Budget) -> Grade:
+def _judge_raw(
+    gold: str, response: str | None, policy: GradePolicy, budget: Budget, trail: Trail | None
+) -> Grade:
     """Give both texts to math-verify as they are."""
     if not gold.strip():
         return Grade(False, GradeStatus.GOLD_ERROR, response, "gold", "empty reference answer")
@@ -135,7 +161,9 @@ def _judge_raw(gold: str, response: str | None, policy: GradePolicy, budget: Bud
     return Grade(status is GradeStatus.CORRECT, status, response, "math_verify", reply.detail)
 
 
-def _judge(gold: str, answer: str | None, policy: GradePolicy, budget: Budget) -> Grade:
+def _judge(
+    gold: str, answer: str | None, policy: GradePolicy, budget: Budget, trail: Trail | None
+) -> Grade:
     gold = unwrap_box(gold, policy)
     if wrong := fault(gold):
         return Grade(False, GradeStatus.GOLD_ERROR, answer, "gold", wrong)
@@ -145,20 +173,24 @@ def _judge(gold: str, answer: str | None, policy: GradePolicy, budget: Budget) -
         return Grade(True, GradeStatus.CORRECT, answer, "string")
     if cap := too_big(answer):
         return Grade(False, GradeStatus.LIMIT, answer, "limits", f"over the {cap} cap")
-    verdict = _judge_normalized(normalize(gold), normalize(answer), policy, budget)
+    verdict = _judge_normalized(normalize(gold), normalize(answer), policy, budget, trail)
     return Grade(verdict.correct, verdict.status, answer, verdict.tier, verdict.detail)
 
 
 _DECIMAL_COMMA = re.compile(r"(?<![0-9,])([0-9]+),([0-9]+)(?![0-9,])")
 
 
-def _judge_normalized(gold: str, answer: str, policy: GradePolicy, budget: Budget) -> Verdict:
+def _judge_normalized(
+    gold: str, answer: str, policy: GradePolicy, budget: Budget, trail: Trail | None
+) -> Verdict:
     context = Context(policy, _decide, _Symbolic(policy, budget))
+    if trail is not None:
+        context = _watched(context, trail)
     verdict = compare(gold, answer, context)
-    if verdict.correct or not policy.decimal_comma:
-        return verdict
-    pointed = _DECIMAL_COMMA.sub(r"\1.\2", gold), _DECIMAL_COMMA.sub(r"\1.\2", answer)
-    return verdict if pointed == (gold, answer) else compare(*pointed, context)
+    if not verdict.correct and policy.decimal_comma:
+        pointed = _DECIMAL_COMMA.sub(r"\1.\2", gold), _DECIMAL_COMMA.sub(r"\1.\2", answer)
+        verdict = verdict if pointed == (gold, answer) else compare(*pointed, context)
+    return verdict if trail is None else trail.decide(verdict)
 
 
 def _decide(gold: str, answer: str, policy: GradePolicy) -> Verdict | None:
@@ -168,6 +200,29 @@ def _decide(gold: str, answer: str, policy: GradePolicy) -> Verdict | None:
         if verdict is not None:
             return Verdict.of(verdict, tier.name)
     return None
+
+
+def _watched(context: Context, trail: Trail) -> Context:
+    """Return a context in which the trail keeps what every rule says."""
+
+    def ask(tier: Tier, gold: str, answer: str, policy: GradePolicy) -> Verdict | None:
+        verdict = tier.compare(gold, answer, policy)
+        return None if verdict is None else Verdict.of(verdict, tier.name)
+
+    def decide(gold: str, answer: str, policy: GradePolicy) -> Verdict | None:
+        for tier in TIERS:
+            asked = partial(ask, tier, gold, answer, policy)
+            verdict = trail.watch(tier.name, gold, answer, asked)
+            if verdict is not None:
+                return verdict
+        return None
+
+    def symbolic(gold: str, answer: str) -> Verdict:
+        verdict = context.symbolic(gold, answer)
+        trail.watch("symbolic", gold, answer, lambda: verdict)
+        return verdict
+
+    return Context(context.policy, decide, symbolic, trail)
 
 
 class _Symbolic:

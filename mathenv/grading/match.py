@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from mathenv.grading.exact import parse_number
 from mathenv.grading.points import compare_points
@@ -29,6 +30,9 @@ from mathenv.grading.verdict import Comparer, Context, Verdict, all_correct, wro
 from mathenv.types import GradeStatus
 
 MAX_PAIRS = 5000  # of parts in one grade: sets in sets multiply
+
+
+PartRule = Callable[[str, str, Context, Comparer], Verdict | None]
 
 
 class _TooManyError(Exception):
@@ -69,19 +73,35 @@ def _by_parts(gold: str, answer: str, context: Context, each: Comparer) -> Verdi
     """Compare parts with `each`; None where the structures do not say enough."""
     unwrapped = _unfolded(gold, answer) or _without_relations(gold, answer)
     if unwrapped is not None:
-        return each(*unwrapped, context)
-    if context.policy.symbols == "same" and members_differ(gold, answer):
-        return wrong("the variables differ")
-    for rule in (
-        compare_congruences,
-        compare_statements,
-        compare_quantities,
-        compare_points,
-        compare_real_sets,
-    ):
-        verdict = rule(gold, answer, context, each)
+        return _ask("other spelling", _compare_rewritten, *unwrapped, context, each)
+    for name, rule in PART_RULES:
+        verdict = _ask(name, rule, gold, answer, context, each)
         if verdict is not None:
             return verdict
+    return None
+
+
+def _ask(
+    name: str, rule: PartRule, gold: str, answer: str, context: Context, each: Comparer
+) -> Verdict | None:
+    if context.trail is None:
+        return rule(gold, answer, context, each)
+    ask = partial(rule, gold, answer, context, each)
+    return context.trail.watch(name, gold, answer, ask)
+
+
+def _compare_rewritten(gold: str, answer: str, context: Context, each: Comparer) -> Verdict | None:
+    return each(gold, answer, context)
+
+
+def _compare_variables(gold: str, answer: str, context: Context, each: Comparer) -> Verdict | None:
+    r"""Refuse `y > 2` and `y \in A` where x is asked for."""
+    differ = context.policy.symbols == "same" and members_differ(gold, answer)
+    return wrong("the variables differ") if differ else None
+
+
+def _compare_structures(gold: str, answer: str, context: Context, each: Comparer) -> Verdict | None:
+    """Compare lists, tuples, sets, unions, ratios and matrices part by part."""
     if joined_differently(gold, answer):
         return wrong("and is not or")
     gold_shape, answer_shape = read_shape(gold), read_shape(answer)
@@ -90,6 +110,17 @@ def _by_parts(gold: str, answer: str, context: Context, each: Comparer) -> Verdi
     if gold_shape is None or answer_shape is None:
         return _value_against_shape(gold, answer, gold_shape, answer_shape, context, each)
     return _compare_shapes(expand(gold_shape), expand(answer_shape), context, each)
+
+
+PART_RULES: tuple[tuple[str, PartRule], ...] = (
+    ("variables", _compare_variables),
+    ("congruences", compare_congruences),
+    ("statements", compare_statements),
+    ("quantities", compare_quantities),
+    ("points", compare_points),
+    ("sets of reals", compare_real_sets),
+    ("structure", _compare_structures),
+)
 
 
 def _value_against_shape(

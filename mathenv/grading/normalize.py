@@ -22,12 +22,42 @@ _PREFIX = re.compile(
 _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (r"^\\text\s*\{\s*\$([^${}]*(?:\{[^${}]*\}[^${}]*)*)\$\s*\}$", r"\1"),
+        (r"^\\text\s*\{\s*([a-zA-Z])\s*\}(?=\s*=)", r"\1"),
+        (r"^(?:\\\$|\$)\s*([0-9][0-9,]*(?:\.[0-9]+)?)$", r"\1 \\text{ dollars}"),
+        (r"^(?:\\?€|\\euro\s?)\s*([0-9][0-9,]*(?:\.[0-9]+)?)$", r"\1 \\text{ euros}"),
+        (r"^(?:£|\\pounds\s?)\s*([0-9][0-9,]*(?:\.[0-9]+)?)$", r"\1 \\text{ pounds}"),
+        (r"^([0-9][0-9,.]*)\s*€$", r"\1 \\text{ euros}"),
+        (r"^([0-9][0-9,.]*)\s*(?:¢|\\cent)$", r"\1 \\text{ cents}"),
         (
-            r"\(?\s*\\?(?<![a-zA-Z])[pb]?mod(?:ulo)?(?![a-zA-Z])\s*\{?\s*([0-9]+|[a-z])\s*\}?(?:\s*\))?",
+            r"^([-+]?[0-9]*\.[0-9]*?)([0-9]{1,6}?)\2{2,}(?:\.\.\.|…|\\[lc]?dots)$",
+            r"\1\\overline{\2}",
+        ),
+        (r"\\(?:text|mathrm)\s*\{\s*mod\s*\}", "mod"),
+        (
+            r"\(?\s*\\?(?<![a-zA-Z])[pb]?mod(?:ulo)?(?![a-zA-Z])(?:\\?\s|~)*+\{?\s*([0-9]+|[a-z])\s*\}?(?:\s*\))?",
             r"\\pmod{\1}",
         ),
         (r"(?<=[0-9])\s?\\text\{\s*to\s*\}\s?(?=[0-9])|^([0-9]+) to (?=[0-9]+$)", r"\1:"),
         (r"^(?:\\text\s*\{\s*)?all real(?:s| numbers)(?:\s*\})?$", r"\\mathbb{R}"),
+        (r"^(?:\\text\s*\{\s*)?no solutions?(?:\s*\})?\.?$", r"\\emptyset"),
+        (r"^(?:\\text\s*\{\s*)?(?:DNE|does not exist)(?:\s*\})?\.?$", r"\\text{does not exist}"),
+        (r"\\text\s*\{\s*(span|rank|det|lcm|gcd|tr|dim)\s*\}", r"\\operatorname{\1}"),
+        (r"(?<=[\])])\s*U\s*(?=[\[(])", r" \\cup "),
+        (r"^\(([0-9A-F]+)\)_(?=[0-9{])", r"\1_"),
+        (r"\\(triangle|angle)\s*\{\s*([A-Z]{1,4})\s*\}", r"\\\1 \2"),
+        (
+            r"\\frac\s*\{\s*\\(?:text|mathrm)\s*\{([^{}]*)\}\s*\}\s*"
+            r"\{\s*\\(?:text|mathrm)\s*\{([^{}]*)\}\s*\}",
+            r"\\text{\1/\2}",
+        ),
+        (r"\\lnot(?![a-zA-Z])", r"\\neg"),
+        (r"\\hat\s*\{?\s*\\?([ijk])(?:math)?(?![a-zA-Z])\s*\}?", r"\\mathbf{\1}"),
+        (r"\\mathbf\s*\{\s*\\mathbf\{([ijk])\}\s*\}", r"\\mathbf{\1}"),
+        (r"\\overline\s*\{\s*([a-z])\s*\}", r"\\bar{\1}"),
+        (r"\\wedge(?![a-zA-Z])", r"\\land"),
+        (r"\\vee(?![a-zA-Z])", r"\\lor"),
+        (r"\\(?:long)?rightarrow(?![a-zA-Z])", r"\\to"),
         (r"\\f?box(?:ed)?\s*(?=\{)", ""),
         (r"\\(?:ensuremath|underline|textcolor\s*\{[a-z]+\})(?![a-zA-Z])", ""),
         (r"\\color\s*\{[a-zA-Z]+\}|\\h(?:space|skip)\*?\s*\{[^{}]*\}", ""),
@@ -70,11 +100,13 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\infin(?![a-zA-Z])", r"\\infty"),
         (r"\\degree(?![a-zA-Z])|°", r"^\\circ"),
         (r"\^\{\\circ\}", r"^\\circ"),
+        (r"\^\\circ\s*(?:\\(?:text|mathrm)\s*\{\s*)?([CF])(?:\s*\})?$", r"^\\circ\\text{\1}"),
         (r"\\phantom\s*(?:\{[^{}]*\}|[^\s{}\\])", ""),
         (r"^\s*\\approx(?![a-zA-Z])", ""),
         (r"\s+", " "),
     )
 )
+_SAME_AS = {"DNE": "\\text{does not exist}", "EmptySet": "\\emptyset"}
 _ONE_LINE = re.compile(
     r"\\begin\{((?:aligned|align|equation|gathered|gather|split)\*?)\}(.*)\\end\{\1\}", re.DOTALL
 )
@@ -96,6 +128,7 @@ def normalize(text: str) -> str:
     text = text.strip()
     if _PLAIN.fullmatch(text):
         return text
+    text = _SAME_AS.get(text, text)
     if not text.isascii():
         text = to_ascii(text)
     text = _PREFIX.sub("", _without_markdown(text))

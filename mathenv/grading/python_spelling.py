@@ -20,7 +20,10 @@ _LIKELY = re.compile(
     re.DOTALL,
 )
 _ONLY_TEXT = re.compile(r"[\\$^{}%°√]|(?<![<>=!])=(?!=)")
+_PYTHON_ONLY = re.compile(r"\[?\{|(?:[a-z]+\.)?(?:mpc|Poly|Interval|frozenset|set)\(")
 _UNDERSCORE = re.compile(r"[0-9]_[0-9]")
+_ARRAY = re.compile(r"\[[-+0-9.e\s\[\]]*[0-9.]\s+[-+0-9.e\s\[\]]*\]")  # numpy prints no commas
+_ARRAY_BLANK = re.compile(r"(?<=[0-9.\]])\s+(?=[-0-9.\[])")
 _GROUPED = re.compile(r"[0-9]{1,3}(?:_[0-9]{3})+(?:\.[0-9]+)?")
 _LETTER_WITH_INDEX = re.compile(r"([A-Za-z]|alpha|beta|gamma|theta|lambda|mu|omega|phi)_?([0-9]+)")
 _NAMES = {
@@ -28,7 +31,10 @@ _NAMES = {
     **{"True": "\\text{True}", "False": "\\text{False}", "Reals": "\\mathbb{R}"},
     **{"EmptySet": "\\emptyset", "Integers": "\\mathbb{Z}"},
 }
-_MODULES = frozenset({"np", "numpy", "math", "sympy", "sp", "mpmath", "mp", "S", "cmath"})
+_MODULES = frozenset({"np", "numpy", "math", "sympy", "sp", "mpmath", "mp", "S", "cmath"}) | {
+    "fractions",
+    "decimal",
+}
 _SIGNS: dict[type[ast.AST], str] = {
     **{ast.Add: "+", ast.Sub: "-", ast.Mult: " \\cdot "},
     **{ast.Lt: "<", ast.LtE: "\\leq", ast.Gt: ">", ast.GtE: "\\geq", ast.Eq: "="},
@@ -46,7 +52,9 @@ def from_python(text: str) -> str:
         return text
     if _UNDERSCORE.search(text) and not _GROUPED.fullmatch(text.strip("+-( )")):
         return text  # 1200_7 is a numeral in a base
-    if _ONLY_TEXT.search(text) and not (text.startswith("{") and "\\" not in text):
+    if _ARRAY.fullmatch(text):
+        text = _ARRAY_BLANK.sub(", ", text)
+    if _ONLY_TEXT.search(text) and not (_PYTHON_ONLY.match(text) and "\\" not in text):
         return text
     try:
         with warnings.catch_warnings():
@@ -206,6 +214,8 @@ def _dict(node: ast.Dict) -> str:
     """Write {x: 1, y: 2} as x = 1, y = 2."""
     pairs = []
     for name, value in zip(node.keys, node.values, strict=True):
+        if isinstance(name, ast.Constant) and isinstance(name.value, str):
+            name = ast.Name(name.value)
         if not isinstance(name, ast.Name | ast.Call):
             raise _OtherError
         pairs.append(f"{_write(name)} = {_write(value)}")
@@ -222,6 +232,11 @@ def _call(node: ast.Call) -> str:
     if name in ("Matrix", "ImmutableMatrix", "ImmutableDenseMatrix", "array", "MutableDenseMatrix"):
         return _matrix(node)
     arguments = _all(node.args)
+    if name == "mpc":
+        arguments += [_write(word.value) for word in node.keywords]
+    elif name == "Interval" and node.keywords:
+        open_ends = {word.arg: _write(word.value) for word in node.keywords}
+        arguments += [open_ends.get(end, "") for end in ("left_open", "right_open")]
     writer = _CALLS.get(name)
     if writer is not None:
         return writer(arguments)
@@ -303,6 +318,8 @@ def _complex(a: list[str]) -> str:
 
 
 def _finite_set(a: list[str]) -> str:
+    if len(a) == 1 and a[0].startswith(("[", "\\{")):  # set([1, 2])
+        a = [a[0].removeprefix("\\").removesuffix("\\}")[1:].removesuffix("]")]
     return f"\\{{{', '.join(a)}\\}}" if a else "\\emptyset"
 
 
@@ -310,13 +327,14 @@ _CALLS: dict[str, Callable[[list[str]], str]] = {
     **dict.fromkeys(("Fraction", "Rational"), _fraction),
     **dict.fromkeys(
         names(
-            "Integer Float Decimal float int mpf S sympify str list Poly simplify round "
+            "Integer Float Decimal float int mpf S sympify str list simplify round "
             "float64 float32 float16 int64 int32 int16 int8 uint8 bool_ bool longdouble "
             "str_"
         ),
         _same,
     ),
     **dict.fromkeys(("complex", "complex128", "mpc"), lambda a: _complex(a) if a[1:] else _same(a)),
+    "Poly": lambda a: a[0],
     "sqrt": lambda a: f"\\sqrt{{{_same(a)}}}",
     "cbrt": lambda a: f"\\sqrt[3]{{{_same(a)}}}",
     "root": lambda a: f"\\sqrt[{a[1]}]{{{a[0]}}}",

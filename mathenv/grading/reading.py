@@ -11,7 +11,7 @@ from typing import Any
 from mathenv.grading.algebra import matrices_in_other_order, parse_pair
 from mathenv.grading.expression import Formula, Tree
 from mathenv.grading.relations import Relation, split_relations
-from mathenv.grading.units import split_unit
+from mathenv.grading.units import split_unit, unit_conflict
 
 CONSTANTS = frozenset({"\\pi", "e", "i"})
 
@@ -31,12 +31,13 @@ def read_pair(gold: str, answer: str, any_names: bool = False) -> Reading | bool
         return _read_relations(*relations)
     if matrices_in_other_order(gold, answer):
         return False
-    pair = parse_pair(gold, answer) or parse_pair(_bare(gold), _bare(answer))
+    pair = parse_pair(gold, answer)
+    if pair is None:
+        if unit_conflict(gold, answer):
+            return False
+        gold, answer = split_unit(gold)[0], split_unit(answer)[0]
+        pair = parse_pair(gold, answer)
     return None if pair is None else _reading(*pair, "equal", any_names)
-
-
-def _bare(text: str) -> str:
-    return split_unit(text)[0]
 
 
 def _read_relations(gold: Relation | None, answer: Relation | None) -> Reading | bool | None:

@@ -43,6 +43,7 @@ _NAMED = re.compile(rf"{NAME}|{FUNCTION}")
 _ABSOLUTE = re.compile(rf"\|({NAME})\|")
 _ORDER = re.compile(r"(<|>|\\leq(?![a-zA-Z])|\\geq(?![a-zA-Z]))")
 _ONE_ARGUMENT = re.compile(rf"{NAME}\s*\(\s*{NAME}\s*\)")
+_INDEX_CALL = re.compile(r"([a-z])\(([kmn])\)")  # a sequence: a(n) is a_n
 _ELLIPSIS = re.compile(r"\\(?:ldots|dots|cdots|dotsc)(?![a-zA-Z])|\.\.\.|…")
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 
@@ -370,5 +371,5 @@ def has_order(text: str) -> bool:
 
 def same_role(first: str, second: str) -> bool:
     """Say whether two names stand for the same thing: `y` and `f(x)` both name a function."""
-    pair = {first, second}
+    pair = {_INDEX_CALL.sub(r"\1_\2", name) for name in (first, second)}
     return len(pair) == 1 or ("y" in pair and any(map(_ONE_ARGUMENT.fullmatch, pair)))

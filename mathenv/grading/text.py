@@ -7,6 +7,7 @@ import re
 
 from mathenv.grading.exact import parse_number
 from mathenv.grading.letters import looks_like_a_word
+from mathenv.grading.normalize import key
 from mathenv.grading.policy import STRICT, GradePolicy
 
 _WRAPPER = re.compile(
@@ -29,6 +30,8 @@ _NOT_PROSE = re.compile(
     "hundred|thousand|million|billion|trillion|dozen|half|third|quarter|squared|cubed",
     re.IGNORECASE,
 )
+_LONG_WORD = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z]{4,}")
+_ARTICLE = re.compile(r"(?:an?|the)\s+(?=[a-zA-Z]{3,}$)", re.IGNORECASE)
 _SENTENCE = 6  # words of four letters and more: no spelling of a value needs as many
 
 
@@ -38,6 +41,8 @@ def compare_words(gold: str, answer: str, policy: GradePolicy = STRICT) -> bool 
     Decisive against the answer only if the gold says that it is text (`\text{...}`), since
     bare letters may also be a product of symbols.
     """
+    if "\\" in gold + answer and _same_unwrapped(gold, answer):
+        return True
     gold_words, answer_words = _words(gold), _words(answer)
     if gold_words is None:
         return None
@@ -54,6 +59,12 @@ def compare_words(gold: str, answer: str, policy: GradePolicy = STRICT) -> bool 
     if _folded(gold_words) == _folded(answer_words):  # Yes and yes; not R and r, ABC and abc
         return len(gold_words) > 3 or (len(gold_words) > 1 and wrapped) or gold_words[1:].islower()
     return False
+
+
+def _same_unwrapped(gold: str, answer: str) -> bool:
+    r"""Say whether `\text{July 4}` and `July 4` are the same text, with a word in it."""
+    texts = {" ".join(_WRAPPER.sub(r" \1 ", text).split()) for text in (gold, answer)}
+    return len(texts) == 1 and _LONG_WORD.search(texts.pop()) is not None
 
 
 def _holds_words(text: str) -> bool:
@@ -84,7 +95,7 @@ def _words(text: str) -> str | None:
     if choice:
         return choice.group(1)
     text = text.rstrip(".")
-    return " ".join(text.split()) if _WORDS.fullmatch(text) else None
+    return " ".join(_ARTICLE.sub("", text).split()) if _WORDS.fullmatch(text) else None
 
 
 def compare_choices(gold: str, answer: str, policy: GradePolicy = STRICT) -> bool | None:
@@ -105,8 +116,10 @@ def _compare_choice_with_text(gold: str, answer: str) -> bool | None:
     """Compare a reference such as `(A) 5` with a letter; None for any other pair."""
     gold_choice = _CHOICE_WITH_TEXT.fullmatch(_WRAPPER.sub(r"\1", gold).strip())
     choice = _CHOICE.fullmatch(_WRAPPER.sub(r"\1", answer).strip())
-    if gold_choice is None or choice is None:
+    if gold_choice is None:
         return None
+    if choice is None:
+        return True if key(gold_choice[0]) == key(_WRAPPER.sub(r"\1", answer).strip()) else None
     return (gold_choice.group(1) or gold_choice.group(2)) == choice.group(1)
 
 

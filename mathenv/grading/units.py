@@ -18,6 +18,7 @@ UNIT_POWER = re.compile(r"(?<=[a-zA-Z}])\s*\^\s*\{?\s*(-?[0-9])\s*\}?$")
 # `95{minutes}` is what some normalisers leave of `95\text{minutes}`.
 _BRACED_UNIT = re.compile(r"(?<=[0-9])\s*\{\s*([a-zA-Z][a-zA-Z ]*)\}\s*(?:\^\s*\{?[0-9]\}?)?$")
 _POWER_WORDS = re.compile(r"\b(?:(sq|square)|(cu|cubic))\b\s*")
+_MEGA = re.compile(r"(?<![a-zA-Z])M(J|W|N|V|eV|Hz|Pa)(?![a-zA-Z])")  # MJ is not mJ
 _DEGREES = re.compile(r"\s*\^\\circ$")
 # Words that change the value, or that name one of two possible answers, are not units.
 _NOT_A_UNIT = re.compile(
@@ -37,7 +38,7 @@ _KNOWN_UNITS = (
     "foot|ft|yards?|yd|miles?|mi|met(?:er|re)s?|(?:centi|milli|kilo|deci)met(?:er|re)s?|cm|mm|km|"
     "nm|dm|(?:kilo|milli)?grams?|kg|mg|pounds?|lbs?|ounces?|oz|tons?|tonnes?|(?:milli)?lit(?:er|re)s?|"
     "ml|mL|gallons?|quarts?|pints?|cups?|m/s|km/h|ft/s|mi/h|m/min|mph|kph|seconds?|secs?|minutes?|"
-    "mins?|hours?|hrs?|days?|weeks?|months?|years?|per|people|students?|points?|pts?|ways?|men|"
+    "mins?|mol|mmol|kJ|MJ|Pa|kPa|Hz|kHz|MHz|GHz|eV|kW|MW|kN|kV|USD|EUR|hours?|hrs?|days?|weeks?|months?|years?|per|people|students?|points?|pts?|ways?|men|"
     "women|boys|girls|eggs?|cars?|bags?|pens?|cats?|dogs?|cows?|bees?|ants?|toys?|hats?|pies?|"
     "jars?|tins?|cans?|keys?|rows?|sets?|ages?"
 )
@@ -79,7 +80,7 @@ def units_agree(gold: str, answer: str, policy: GradePolicy) -> bool:
 
 def _canonical(unit: str) -> str:
     """Return the letters of a unit without markup, plural and case."""
-    unit = re.sub(r"\\[a-z]+", " ", unit.lower())
+    unit = re.sub(r"\\[a-z]+", " ", _MEGA.sub(r"mega \1", unit).lower())
     words = re.findall(r"[a-z]+", unit)
     return " ".join(word.rstrip("s") if len(word) > 2 else word for word in words)
 
@@ -111,11 +112,15 @@ MEASURES |= {other: MEASURES[name] for other, name in _OTHER_NAMES.items()}
 
 
 # Other units of measure, which are not converted but told apart: names in lower case.
+_LONG_NAMES = {
+    **{"newton": "n", "joule": "j", "watt": "w", "volt": "v", "pascal": "pa", "hertz": "hz"},
+    **{"ampere": "a", "amp": "a", "kelvin": "k", "coulomb": "c", "farad": "f", "mole": "mol"},
+    **{"ohm": "omega", "celsius": "c", "fahrenheit": "f", "molar": "molar", "tesla": "t"},
+}
+_PREFIXES = ("", "k", "m", "g", "u", "n", "p", "c", "d")
 _MEASURED = frozenset(
-    names(
-        "w kw mw gw n kn j kj mj v kv ev kev mev hz khz mhz ghz pa kpa c f k a ma mol "
-        "knot per newton joule watt volt pascal hertz nm um"
-    )
+    {prefix + unit for prefix in _PREFIXES for unit in names("w n j v ev hz pa c f k a mol")}
+    | set(names("knot per mega nm um ms us ns euro yen yuan omega komega t molar atm torr db"))
 )
 _COMPOUND = {"mph": "mile hour", "kph": "km hour", "kmh": "km hour", "fps": "foot second"}
 
@@ -140,8 +145,22 @@ def labels_conflict(gold: str, answer: str) -> bool:
     return not (one <= other or other <= one)
 
 
+def unit_conflict(gold: str, answer: str) -> bool:
+    """Say whether two texts end in units that name different things, cm^2 and cm^3 included."""
+    first, second = split_unit(gold)[1], split_unit(answer)[1]
+    if not first or not second:
+        return False
+    (first, square), (second, other) = split_power(first), split_power(second)
+    powers = [UNIT_POWER.search(text) for text in (gold, answer)]
+    raised = [match[1] if match else "" for match in powers]
+    if (square or raised[0]) != (other or raised[1]):
+        return True
+    return labels_conflict(first, second)
+
+
 def _words(label: str) -> list[str]:
-    return " ".join(_COMPOUND.get(word, word) for word in label.split()).split()
+    words = " ".join(_COMPOUND.get(word, word) for word in label.split()).split()
+    return [_LONG_NAMES.get(word, word) for word in words]
 
 
 def _measures(words: list[str]) -> list[object]:

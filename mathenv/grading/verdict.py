@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mathenv.grading.policy import GradePolicy
+from mathenv.grading.trail import Trail
 from mathenv.types import GradeStatus
 
 
@@ -32,11 +33,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What comparing needs: `decide` are the cheap tiers, `symbolic` the last one."""
+    """What comparing needs: `decide` are the cheap tiers, `symbolic` the last one.
+
+    `trail` keeps what each rule said, where that was asked for.
+    """
 
     policy: GradePolicy
     decide: Callable[[str, str, GradePolicy], Verdict | None]
     symbolic: Callable[[str, str], Verdict]
+    trail: Trail | None = None
     known: dict[tuple[str, str], Verdict | None] = field(default_factory=dict)
 
 

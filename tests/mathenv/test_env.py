@@ -203,6 +203,12 @@ def test_a_wrong_answer_ends_the_episode_too():
     assert interpreter.seeds == [], "an answer needs no session"
 
 
+def test_a_box_without_braces_is_an_answer():
+    env, _ = make()
+    _, reward, terminated, _, info = env.step("So it is $\\boxed 20$.")
+    assert (reward, terminated, info["stop_reason"]) == (1.0, True, "answered")
+
+
 def test_an_answer_wins_over_code_which_is_not_run():
     env, interpreter = make()
     _, reward, terminated, _, info = env.step(code_block("print(20)") + "\n\\boxed{20}")

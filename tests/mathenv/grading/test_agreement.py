@@ -20,7 +20,8 @@ CASES = SHARED / "cases" / "grader_cases.jsonl"
 DATA = SHARED / "data"
 OWN_CASES = [
     json.loads(line)
-    for line in (HERE / "class_cases.jsonl").read_text(encoding="utf-8").splitlines()
+    for name in ("class_cases.jsonl", "more_cases.jsonl")
+    for line in (HERE / name).read_text(encoding="utf-8").splitlines()
 ]
 CLASSES = sorted({case["class"] for case in OWN_CASES})
 MATH_GOLDS = [

@@ -54,6 +54,43 @@ def test_rows_are_graded_again_and_compared(tmp_path, capsys):
     ]
 
 
+def test_one_pair_and_its_trail(capsys):
+    assert _run("--gold", "x = \\frac12", "--answer", "0.5", "--explain") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines if line.startswith("*")] == [
+        ["*", "statements"],
+        ["*", "number"],
+    ]
+    assert lines[-1] == "correct, decided by number"
+    assert _run("--gold", "5", "--answer", "So \\boxed{6}") == 0
+    assert capsys.readouterr().out == "incorrect, decided by number\n"
+
+
+def test_rows_of_a_file_are_explained(tmp_path, capsys):
+    file = _rows(tmp_path / "rows.jsonl", {"id": "a", "gold": "5", "answer": "6", "score": 0})
+    assert _run(file, "--explain") == 0
+    out = capsys.readouterr().out
+    assert "a\n  string" in out
+    assert "* number" in out
+    assert "same as stored: 1 of 1" in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("--gold", "5"),
+        ("--answer", "5"),
+        ("rows.jsonl", "--gold", "5", "--answer", "5"),
+        ("--gold", "5", "--answer", "5", "--out", "new.jsonl"),
+        ("rows.jsonl", "--explain", "--agreement"),
+    ],
+)
+def test_a_pair_and_a_file_exclude_each_other(words, capsys):
+    assert _run(*words) == 2
+    assert "--" in capsys.readouterr().err
+
+
 def test_trajectories_stay_trajectories(tmp_path, capsys):
     with TrajectoryStore(tmp_path / "old.jsonl") as store:
         store.append(_trajectory(0, "50", RIGHT))

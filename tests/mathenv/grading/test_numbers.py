@@ -43,7 +43,7 @@ def test_reads_exact_values(text, value):
 
 
 @pytest.mark.parametrize(
-    "text", ["32, 349", "1,23", "1,2345", "(1,2)", "x", "5x", "1/0", "4 \\text{ million}", "", "-"]
+    "text", ["32, 349", "1,23", "1,2345", "(1,2)", "x", "5x", "1/0", "4 \\text{ millions}", "", "-"]
 )
 def test_does_not_read_what_is_no_number(text):
     assert parse_number(normalize(text)) is None
@@ -107,3 +107,8 @@ def test_decimals_equal_themselves_and_their_fraction(value):
     exact = Fraction(value)
     for spelling in (f"{value:f}", f"{value:,f}", f"{exact.numerator}/{exact.denominator}"):
         assert grade_answer(f"{value:f}", spelling).correct
+
+
+def test_a_word_of_magnitude_scales_the_number():
+    for text in ("4 \\text{ million}", "4 million", "4.0 million"):
+        assert parse_number(normalize(text)).value == 4_000_000
