@@ -23,7 +23,7 @@ def noise(repeats: int) -> float:
 # --- one run, one sample per problem
 
 
-@pytest.mark.parametrize("n", [5, 10, 20, 50, 100, 500])
+@pytest.mark.parametrize("n", [5, 10, 20, 50, 100, pytest.param(500, marks=pytest.mark.slow)])
 def test_wilson_covers_a_share_near_0_and_1_too(n):
     bounds = [(e.low, e.high) for e in (metrics.wilson(x, n) for x in range(n + 1))]
     coverage = []
@@ -44,7 +44,7 @@ def test_wilson_covers_a_share_near_0_and_1_too(n):
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.98])
-@pytest.mark.parametrize("n", [5, 10, 20, 50, 100, 500])
+@pytest.mark.parametrize("n", [5, 10, 20, 50, 100, pytest.param(500, marks=pytest.mark.slow)])
 def test_samples_of_few_problems_are_covered(n, share):
     """Problems of very different and of nearly equal difficulty, 8 samples each."""
     rng, repeats = np.random.default_rng(n), 300 if n < 100 else 100
@@ -131,7 +131,7 @@ def test_a_true_difference_is_covered(n, gained, lost):
 
 
 @pytest.mark.parametrize(("gained", "lost"), TRUTHS)
-@pytest.mark.parametrize("n", [100, 500])
+@pytest.mark.parametrize("n", [100, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_true_difference_of_many_problems_is_covered(n, gained, lost):
     rng, repeats = np.random.default_rng(n), 400
     drawn = rng.multinomial(n, (gained, lost, 1 - gained - lost), size=repeats)

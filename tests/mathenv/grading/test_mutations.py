@@ -68,6 +68,7 @@ def test_those_that_keep_the_meaning_are_accepted():
     assert [pair for pair in sorted(SAME) if not grade_answer(*pair).correct] == []
 
 
+@pytest.mark.slow
 def test_no_own_reference_changed_in_one_place_is_accepted():
     golds = _own_golds()
     assert len(golds) > 600

@@ -92,7 +92,10 @@ def _drawn(name: str, count: int, raising: int) -> list[RecordedRun]:
 @pytest.mark.timeout(1800 if ALL else 600)
 @pytest.mark.parametrize(
     ("name", "count", "raising"),
-    [("replay_mathcoder.jsonl", 100, 20), ("trajectories_tora.jsonl", 60, 4)],
+    [
+        ("replay_mathcoder.jsonl", 100, 20),
+        pytest.param("trajectories_tora.jsonl", 60, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_recorded_runs_of_models(name: str, count: int, raising: int, patient: Interpreter) -> None:
     cells = [cell for run in _drawn(name, count, raising) for cell in replay(run, patient)]
