@@ -140,17 +140,18 @@ def prose(text: str, protocol: ProtocolName = "lenient") -> str:
 def last_boxed(text: str, protocol: ProtocolName = "lenient") -> str | None:
     r"""Return the content of the last balanced `\boxed{}` outside of code, or None.
 
-    The content may be empty. Escaped braces do not count towards the balance.
+    The content may be empty. Escaped braces do not count towards the balance. The paper's protocol
+    knows no boxes without braces.
     """
-    return boxed_in(prose(text, protocol))
+    outside = prose(text, protocol)
+    return boxed_in(with_braces(outside) if protocol == "lenient" else outside)
 
 
 def boxed_in(text: str) -> str | None:
     r"""Return the content of the last balanced `\boxed{}` of a text without code, or None.
 
-    `\boxed 5`, `\fbox{5}` and `\framebox{5}` are boxes as well.
+    `\fbox{}` is one as well; other boxes are written as these first (`with_braces`).
     """
-    text = with_braces(text)
     closing = _closing_braces(text)
     for match in reversed(list(_BOX.finditer(text))):
         end = closing.get(match.end() - 1)

@@ -343,18 +343,24 @@ class LocalInterpreter:
 
     def _start_process(self, seed: int) -> Process:
         def start() -> Process:
-            zygote = self._live_zygote()
-            try:
-                return Process.start(zygote, self.limits, seed, self._spares)
-            except NoSpaceError:  # a session that has ended may have filled the disk
-                if not zygote.launcher.remove_more(REQUEST_SECONDS):
+            # A helper or the spare session may have been killed: nothing has run yet, so the start
+            # is tried again. Of helpers that were killed one after the other some still answer.
+            for last in (False, False, True):
+                zygote = None
+                try:
+                    zygote = self._live_zygote()
+                    return Process.start(zygote, self.limits, seed, self._spares)
+                except NoSpaceError:  # a session that has ended may have filled the disk
+                    if last or not zygote or not zygote.launcher.remove_more(REQUEST_SECONDS):
+                        raise
+                except (SlowStartError, HostLimitError):  # would be no better at once
                     raise
-            except (SlowStartError, HostLimitError):  # would be no better at once
-                raise
-            except InfraError:  # a helper or the spare session was killed; nothing has run yet
-                zygote.ends(ORPHAN_SECONDS)
-                zygote = self._live_zygote()
-            return Process.start(zygote, self.limits, seed, self._spares)
+                except InfraError:
+                    if last:
+                        raise
+                    if zygote is not None:
+                        zygote.ends(ORPHAN_SECONDS)
+            raise AssertionError("the last try returns or raises")
 
         return self._in_slot(start)
 
