@@ -113,13 +113,13 @@ def _limits(run: BenchResult) -> str | None:
 _SHARED: dict[str, Read] = {
     "problems": _problems,
     "samples": lambda run: run.config.get("samples"),
-    "horizon": lambda run: run.config.get("horizon"),
     "protocol": lambda run: run.config.get("protocol"),
     "grading": lambda run: f"{run.policy['name']} ({run.policy['digest']})",
     "interpreter": _runner("host"),
     "limits": _limits,
 }
 _OF_MODELS: dict[str, Read] = {
+    "horizon": lambda run: run.config.get("horizon"),  # a script's is raised to what it needs
     **{name: _sampling(name) for name in _SAMPLING},
     "prompt": _prompt,
     "template": lambda run: _agent(run).get("tokenizer"),  # with the tokenizer's vocabulary

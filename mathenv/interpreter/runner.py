@@ -28,7 +28,7 @@ import sys
 import tempfile
 import types
 from collections.abc import Iterator
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import FileFinder, SourceFileLoader
 from typing import Any
 
 OOM_SCORE = 500  # of 1000: as if half of the machine's memory were a session's, too
@@ -207,6 +207,8 @@ def _prepare(config: dict[str, Any], view: dict[str, Any], proc: int) -> tuple[d
     cells.prepare_process()
     with _temporary_folder(config) as folder:
         versions = warmup.warm_up(view["preload"], view["numpy_legacy"], folder)
+    if tier == "seccomp":
+        _keep_listings()
     if _threads(proc) > 1:
         raise RuntimeError(f"preload={view['preload']}: one of them starts threads")
     hot = memory.often_written(warmup.TYPICAL, proc)
@@ -214,6 +216,17 @@ def _prepare(config: dict[str, Any], view: dict[str, Any], proc: int) -> tuple[d
     sandbox.forbid_inspection()
     rules = zygote.Confinement(config["scratch"], paths, abi, kept, proc, hot)
     return {"versions": versions, "landlock": abi}, rules
+
+
+def _keep_listings() -> None:
+    """Keep what the import system knows of folders that sessions may not list.
+
+    `importlib.invalidate_caches()` in a cell would make it forget, and it could not look again: no
+    further module of the standard library would be found.
+    """
+    for finder in sys.path_importer_cache.values():
+        if isinstance(finder, FileFinder):
+            vars(finder)["invalidate_caches"] = lambda: None
 
 
 def _threads(proc: int) -> int:

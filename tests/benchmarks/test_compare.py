@@ -258,11 +258,18 @@ def test_versions_are_noted_and_unknown_names_refused(bench) -> None:
 
 def test_the_command_refuses_and_goes_on_where_it_is_told_to(bench, tmp_path, capsys) -> None:
     suite = Suite("own", str(bench / "own.jsonl"))
-    run_bench(suite, OracleAgent, tmp_path / "longer", horizon=9)
-    with pytest.raises(ConfigError, match=r"horizon: 6 against 9.*--despite horizon"):
-        Compare(bench / "a", tmp_path / "longer").run()
-    Compare(bench / "a", tmp_path / "longer", despite=("horizon",)).run()
-    assert "the runs differ in horizon: 6 against 9" in capsys.readouterr().out
+    other = tmp_path / "other"
+    run_bench(suite, OracleAgent, other, protocol="paper")
+    with pytest.raises(ConfigError, match=r"protocol: lenient against paper.*--despite protocol"):
+        Compare(bench / "a", other).run()
+    Compare(bench / "a", other, despite=("protocol",)).run()
+    assert "the runs differ in protocol: lenient against paper" in capsys.readouterr().out
+
+
+def test_a_script_has_the_horizon_that_it_needs(bench, tmp_path, capsys) -> None:
+    run_bench(Suite("own", str(bench / "own.jsonl")), OracleAgent, tmp_path / "o", horizon=9)
+    Compare(bench / "a", tmp_path / "o").run()
+    assert "horizon" not in capsys.readouterr().out
 
 
 def test_one_id_with_two_contents_is_no_pair(make_trajectory) -> None:
