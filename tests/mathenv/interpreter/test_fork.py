@@ -230,10 +230,10 @@ def test_files_that_cannot_be_copied_prevent_a_copy(session):
 def test_chains_end_with_an_error_that_says_so(session):
     chain = [session]
     try:
-        for _ in range(15):
-            chain.append(chain[-1].fork())
         with pytest.raises(ForkError, match="copies of copies"):
-            chain[-1].fork()
+            while len(chain) < 20:
+                chain.append(chain[-1].fork())
+        assert len(chain) in (15, 16)  # Landlock's limit; where it confines the nursery, one less
         assert chain[-1].run("add('last'), names").output == "(2, ['a', 'last'])"
         assert session.run("names").output == "['a']"
     finally:
