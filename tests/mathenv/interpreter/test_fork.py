@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -230,10 +231,12 @@ def test_files_that_cannot_be_copied_prevent_a_copy(session):
 def test_chains_end_with_an_error_that_says_so(session):
     chain = [session]
     try:
+        for _ in range(14):
+            chain.append(chain[-1].fork())
+        with suppress(ForkError):  # where Landlock confines the nursery too, this is one too many
+            chain.append(chain[-1].fork())
         with pytest.raises(ForkError, match="copies of copies"):
-            while len(chain) < 20:
-                chain.append(chain[-1].fork())
-        assert len(chain) in (15, 16)  # Landlock's limit; where it confines the nursery, one less
+            chain[-1].fork()
         assert chain[-1].run("add('last'), names").output == "(2, ['a', 'last'])"
         assert session.run("names").output == "['a']"
     finally:
