@@ -151,7 +151,7 @@ def _made_with(recipe: Recipe, runs: Sequence[LearnerRun]) -> str:
         f"Seeds: {', '.join(map(str, seeds))}. Machine: {machine['platform']}, "
         f"{machine['cpus']} CPUs, torch {machine['packages'].get('torch', '?')}. Intervals: 95%; "
         "gains are paired, problem by problem (`benchmarks/intervals.py`); where no problem "
-        "changed, Wilson's bound on what so many problems could have missed."
+        "changed, the larger of Wilson's and the exact bound on what so many could have missed."
     )
 
 

@@ -140,6 +140,7 @@ def _device(name: str) -> torch.device:
         )
     try:
         torch.empty(0, device=device)
+    # Each kind of device that a build of torch lacks is another of these.
     except (RuntimeError, NotImplementedError, AssertionError) as error:
         why = str(error).partition("\n")[0].partition(". ")[0]  # torch adds all that it knows
         raise ConfigError(f"there is no device {name!r} here: {why}") from error

@@ -66,7 +66,9 @@ def test_the_share_of_failed_cells_is_covered(n):
     for _ in range(repeats):
         cells = rng.integers(1, 7, size=n)
         failed = rng.binomial(cells, rng.beta(0.5, 4.5, size=n))
-        counts = {str(i): (float(f), float(c)) for i, (f, c) in enumerate(zip(failed, cells))}  # noqa: B905
+        counts = {
+            str(i): (float(f), float(c)) for i, (f, c) in enumerate(zip(failed, cells, strict=True))
+        }
         found = metrics.ratio_estimate(counts)
         inside += found.low <= share <= found.high
     assert inside / repeats > LEAST - noise(repeats)

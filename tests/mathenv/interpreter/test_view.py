@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from collections.abc import Sequence
 from multiprocessing import shared_memory
 from pathlib import Path
 
@@ -350,7 +351,7 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def add(self, name: str, files: list[str], requires: list[str] = [], record: bool = True):  # noqa: B006
+    def add(self, name: str, files: list[str], requires: Sequence[str] = (), record: bool = True):
         info = f"{name.replace('-', '_')}-1.0.dist-info"
         for file in files:
             path = self.folder / file

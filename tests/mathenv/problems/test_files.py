@@ -20,7 +20,9 @@ BOM = b"\xef\xbb\xbf"
 
 
 def _csv(rows, mark=","):
-    cell = lambda text: '"' + text.replace('"', '""') + '"'  # noqa: E731
+    def cell(text: str) -> str:
+        return '"' + text.replace('"', '""') + '"'
+
     lines = [list(rows[0]), *([row[name] for name in rows[0]] for row in rows)]
     return "".join(mark.join(map(cell, line)) + "\r\n" for line in lines)
 
