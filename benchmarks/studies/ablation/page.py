@@ -111,8 +111,8 @@ def _introduction(results: Results) -> Iterator[Block]:
         "That two things are the same holds if the interval lies within the margin named, and "
         "does not hold if it lies outside of it. Where "
         "no problem differs at all, the interval is widened to what so many problems could have "
-        "missed (Wilson's or the exact bound). The seeds are few, so what another seed would give is "
-        "known less well than an interval over problems says."
+        "missed (Wilson's or the exact bound). The seeds are few, so what another seed would "
+        "give is known less well than an interval over problems says."
     )
 
 
